@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+
+from trl_ext.losses import ppo_clip_loss, value_loss
+
+
+def slow_ppo(batch, low, high):
+    total, count = 0.0, 0
+    for i, t in batch.completion_mask.nonzero().tolist():
+        ratio = torch.exp(batch.per_token_logps[i, t] - batch.old_per_token_logps[i, t])
+        advantage = batch.advantages[i, 0]
+        clipped = min(max(ratio.item(), 1 - low), 1 + high) * advantage
+        unclipped = ratio * advantage
+        total = total - (unclipped if unclipped.item() <= clipped.item() else clipped)
+        count += 1
+    return total / count
+
+
+def test_hand_computed_case():
+    ratio = torch.tensor([[1.5, 0.5, 1.5, 0.5]], dtype=torch.float64)
+    logps = torch.log(ratio).requires_grad_()
+    advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]], dtype=torch.float64)
+    loss = ppo_clip_loss(logps, torch.zeros_like(ratio), advantages, torch.ones(1, 4), normalizer=1.0)
+    assert loss.item() == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8), rel=1e-12)
+    loss.backward()  # dL/dlogp = -r A where the clip does not hold the token
+    torch.testing.assert_close(logps.grad, torch.tensor([[0.0, -0.5, 1.5, 0.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.2, 0.28), (0.0, 0.5)])
+def test_equals_the_slow_loop(batch, low, high):
+    args = (batch.per_token_logps, batch.old_per_token_logps, batch.advantages, batch.completion_mask)
+    fast, slow = ppo_clip_loss(*args, cliprange_low=low, cliprange_high=high), slow_ppo(batch, low, high)
+    assert fast.item() == pytest.approx(slow.item(), rel=1e-12)
+    (gradient,) = torch.autograd.grad(fast, batch.per_token_logps)
+    (slow_gradient,) = torch.autograd.grad(slow, batch.per_token_logps)
+    torch.testing.assert_close(gradient, slow_gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_padding_and_micro_batches_do_not_matter(batch):
+    args = (batch.per_token_logps, batch.old_per_token_logps, batch.advantages, batch.completion_mask)
+    whole = ppo_clip_loss(*args)
+    parts = [
+        ppo_clip_loss(*(x[row : row + 1] for x in args), normalizer=batch.completion_mask.sum()) for row in range(6)
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+def test_value_loss_hand_computed_case():
+    values = torch.tensor([[1.0, 0.3, 9.0]], dtype=torch.float64, requires_grad=True)
+    old, returns = torch.tensor([[0.0, 0.2, 9.0]]).double(), torch.tensor([[2.0, 0.0, 9.0]]).double()
+    mask = torch.tensor([[1, 1, 0]])
+    loss = value_loss(values, old, returns, mask, cliprange_value=0.2)
+    # clipped value 0.2: (0.2 - 2)^2 = 3.24 > (1 - 2)^2; inside the range: 0.3^2
+    assert loss.item() == pytest.approx(0.5 * (3.24 + 0.09) / 2, rel=1e-12)
+    loss.backward()  # the clipped token has no gradient, the other one (V - R) / N
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 0.15, 0.0]], dtype=torch.float64))
+
+
+def test_padding_reaches_neither_the_value_loss_nor_its_gradient(batch):
+    values, mask = batch.per_token_logps, batch.completion_mask
+    padding = batch.old_per_token_logps  # NaN where the mask is 0
+    (gradient,) = torch.autograd.grad(value_loss(values, padding, padding, mask), values)
+    assert gradient.isfinite().all()
+    assert gradient[mask == 0].abs().max().item() == 0.0
+
+
+def test_value_loss_without_clip_is_half_the_mean_squared_error(batch):
+    values, returns = batch.ref_per_token_logps, batch.per_token_logps.detach()
+    mask = batch.completion_mask.bool()
+    loss = value_loss(values, torch.full_like(values, math.nan), returns, mask, cliprange_value=None)
+    assert loss.item() == pytest.approx(0.5 * ((values - returns)[mask] ** 2).mean().item(), rel=1e-12)
+
+
+def test_value_loss_of_micro_batches_adds_up(batch):
+    values, returns, mask = batch.ref_per_token_logps, batch.per_token_logps.detach(), batch.completion_mask
+    whole = value_loss(values, values * 0.9, returns, mask)
+    parts = [
+        value_loss(values[i : i + 2], values[i : i + 2] * 0.9, returns[i : i + 2], mask[i : i + 2], normalizer=mask.sum())
+        for i in (0, 2, 4)
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)

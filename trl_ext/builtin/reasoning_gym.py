@@ -1,0 +1,59 @@
+"""Tasks of reasoning-gym as chat prompts, scored by each task's own scorer. Procedural: nothing is downloaded."""
+
+import difflib
+import json
+from typing import Any
+
+from datasets import Dataset
+
+from trl_ext.errors import ConfigError, MissingExtraError
+
+
+def reasoning_gym_prompts(task: str, size: int = 500, seed: int = 0, **options: Any) -> Dataset:
+    """`size` problems of a reasoning-gym task, with columns `prompt` (chat), `answer` and `entry` (what the scorer needs).
+
+    `options` are the task's own, e.g. `min_terms` and `max_digits` of `chain_sum`.
+
+    Raises:
+        MissingExtraError: reasoning-gym is not installed.
+        ConfigError: there is no such task, or it does not take one of the options.
+    """
+    problems = _create(task, size=size, seed=seed, **options)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{entry['question']}\nReply with the answer only."}],
+            "answer": str(entry["answer"]),
+            "entry": json.dumps(entry, default=str),
+        }
+        for entry in problems
+    ]
+    return Dataset.from_list(rows)
+
+
+def reasoning_gym_score(completions: list[Any], entry: list[str], **columns: Any) -> list[float]:
+    """TRL reward callable: the task's own score, in [0, 1], of the text in `<answer>` tags, or of the whole completion."""
+    from reasoning_gym import get_score_answer_fn
+    from reasoning_gym.utils import extract_answer
+
+    scores = []
+    for completion, encoded in zip(completions, entry, strict=True):
+        problem = json.loads(encoded)
+        text = completion if isinstance(completion, str) else completion[-1]["content"]
+        score = get_score_answer_fn(problem["metadata"]["source_dataset"])
+        scores.append(float(score(extract_answer(text) or text.strip(), problem)))
+    return scores
+
+
+def _create(task: str, **options: Any) -> Any:
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise MissingExtraError("reasoning_gym tasks need: pip install 'trl-ext[smollm2]'") from None
+    if task not in DATASETS:
+        close = difflib.get_close_matches(task, DATASETS) or sorted(DATASETS)
+        raise ConfigError(f"reasoning_gym:{task}: no such task; close ones: {', '.join(close)}")
+    try:
+        return reasoning_gym.create_dataset(task, **options)
+    except (TypeError, AssertionError) as error:
+        raise ConfigError(f"reasoning_gym:{task} with {options}: {error}") from None

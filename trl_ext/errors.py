@@ -1,0 +1,29 @@
+"""Errors that say what to do: each also inherits the standard type that a caller would catch."""
+
+
+class TrlExtError(Exception):
+    """Base of every error that trl-ext raises on purpose. The message is one line and names the remedy."""
+
+
+class ConfigError(TrlExtError, ValueError):
+    """A configuration value is out of range, or two values contradict each other."""
+
+
+class DatasetError(TrlExtError, ValueError):
+    """A dataset lacks a column, has no rows, or holds the wrong type."""
+
+
+class ModelNotFoundError(TrlExtError, OSError):
+    """A model is neither a folder here nor a model that can be fetched."""
+
+
+class OutputDirError(TrlExtError, OSError):
+    """The output folder cannot be written."""
+
+
+class TrlContractError(TrlExtError, ImportError):
+    """The installed TRL does not have the hooks that trl-ext hangs on."""
+
+
+class MissingExtraError(TrlExtError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""

@@ -1,0 +1,40 @@
+"""Generalized advantage estimation over the tokens that the model wrote."""
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def generalized_advantage_estimate(
+    rewards: Tensor,
+    values: Tensor,
+    completion_mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    lam: float | Tensor = 0.95,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns (GAE, Schulman et al., arXiv 1506.02438, Eq. 16).
+
+        delta_t = r_t + gamma V_{t+1} - V_t
+        A_t     = delta_t + gamma lam A_{t+1}
+        R_t     = A_t + V_t
+
+    Here t + 1 is the next token whose mask is 1: tool and environment tokens in between are skipped and not counted as
+    steps. After the last such token the episode is over: its V_{t+1} and A_{t+1} are 0.
+
+    Shapes: `rewards`, `values`, `completion_mask` and both results are (B, T). `lam` may be (B,) or (B, 1) for a lambda
+    of its own per completion (VAPO's length-adaptive lambda). Rewards and values where the mask is 0 are not read, and
+    both results are 0 there. No gradient flows.
+    """
+    mask = completion_mask.bool()
+    lam = torch.as_tensor(lam, dtype=values.dtype, device=values.device).reshape(-1)
+    next_value = torch.zeros_like(values[:, 0])
+    next_advantage = torch.zeros_like(next_value)
+    advantages = torch.zeros_like(values)
+    for t in reversed(range(values.size(1))):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lam * next_advantage
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
+        advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
+    return advantages, torch.where(mask, advantages + values, 0.0)

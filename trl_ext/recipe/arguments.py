@@ -1,0 +1,103 @@
+"""Command line and YAML of a recipe, through TRL's own parser."""
+
+import argparse
+import contextlib
+import difflib
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from trl import GRPOConfig, ModelConfig, TrlParser
+from trl.scripts.grpo import GRPOScriptArguments
+
+from trl_ext.errors import ConfigError, TrlExtError
+
+Config = TypeVar("Config", bound=GRPOConfig)
+
+
+@dataclass
+class RecipeArguments(GRPOScriptArguments):
+    """Arguments of every recipe, beside those of the trainer and of TRL's `ModelConfig`.
+
+    `dataset_name` is a local `.jsonl`, `.json`, `.parquet` or `.csv` file, a dataset of the Hub, `builtin:arithmetic`, or
+    `reasoning_gym:TASK`. `model_name_or_path` may also be `builtin:tiny` or `builtin:smollm2`.
+    """
+
+    task_options: str | None = field(
+        default=None,
+        metadata={"help": "Options of a reasoning_gym task as JSON, e.g. '{\"size\": 500, \"max_digits\": 1}'."},
+    )
+    measure_prompts: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many prompts (of those trained on, and of those held out) are sampled before and after training "
+            "for the table at the end. 0 leaves it out. Unset: all of them on builtin:arithmetic, else 0."
+        },
+    )
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def parse_recipe_args(
+    config_class: type[Config], default_config: Path, description: str, args: Sequence[str] | None = None
+) -> tuple[RecipeArguments, Config, ModelConfig]:
+    """Parse `args` (default: the command line). A run that names neither a model nor a config gets `default_config`.
+
+    Raises:
+        ConfigError: an unknown option (with the close ones), a bad value, a config file that cannot be read.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not {"--config", "--model_name_or_path", "--help", "-h"} & set(args):
+        args = ["--config", str(default_config), *args]
+    # TRL sets `gradient_checkpointing` itself, under the name that transformers 5.23 deprecates (TRL 1.16 base_config.py)
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
+    parser = TrlParser(
+        (RecipeArguments, config_class, ModelConfig), description=description, formatter_class=_HelpFormatter
+    )
+    try:
+        recipe_args, training_args, model_args = parser.parse_args_and_config(args)
+    except TrlExtError:
+        raise
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise ConfigError(_one_line(error, parser)) from None
+    if model_args.model_name_or_path is None:
+        raise ConfigError("no model: give --model_name_or_path (a folder, a Hub name, builtin:tiny or builtin:smollm2)")
+    if recipe_args.dataset_name is None:
+        raise ConfigError(
+            "no dataset: give --dataset_name (a .jsonl, .parquet or .csv file, a Hub name, builtin:arithmetic or "
+            "reasoning_gym:TASK)"
+        )
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    if str(training_args.resume_from_checkpoint).lower() in ("true", "latest"):
+        training_args.resume_from_checkpoint = True  # the newest one in output_dir
+    return recipe_args, training_args, model_args
+
+
+def _one_line(error: Exception, parser: argparse.ArgumentParser) -> str:
+    message = " ".join(str(error).split())
+    known = [option for action in parser._actions for option in action.option_strings]
+    for option in re.findall(r"--[\w-]+", message):
+        if option not in known and (close := difflib.get_close_matches(option, known)):
+            message += f" ({option}: did you mean {' or '.join(close)}?)"
+    return message
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with `error: ...` where trl-ext refused something. Other errors keep their traceback."""
+    try:
+        yield
+    except TrlExtError as error:
+        sys.exit(f"error: {error}")

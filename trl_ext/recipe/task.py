@@ -1,0 +1,146 @@
+"""A recipe's task: which model, which prompts, which rewards."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trl.rewards
+from accelerate import PartialState
+from datasets import Dataset, load_dataset
+from trl import GRPOConfig, ModelConfig
+
+from trl_ext.errors import ConfigError, DatasetError
+from trl_ext.recipe.arguments import RecipeArguments
+
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
+
+
+@dataclass
+class Task:
+    """`score_name` is what the mean reward is called in the table: "accuracy" where every reward is 0 or 1."""
+
+    model: str
+    train_dataset: Any
+    heldout_dataset: Any
+    reward_funcs: list[Any]
+    score_name: str = "reward"
+    measure_prompts: int | None = 0
+
+
+def load_task(recipe_args: RecipeArguments, model_args: ModelConfig, training_args: GRPOConfig) -> Task:
+    """Make or load what the arguments name.
+
+    Raises:
+        ConfigError, DatasetError, MissingExtraError: what is wrong with a name or an option, and what is allowed.
+    """
+    train, heldout, reward_funcs, score_name = _load_prompts(recipe_args, training_args.seed)
+    if recipe_args.reward_funcs:
+        reward_funcs, score_name = [_load_reward(name) for name in recipe_args.reward_funcs], "reward"
+    if recipe_args.reward_model_name_or_path:
+        reward_funcs, score_name = [*reward_funcs, recipe_args.reward_model_name_or_path], "reward"
+    if not reward_funcs:
+        raise ConfigError(
+            f"no reward for {recipe_args.dataset_name}: give --reward_funcs ({', '.join(TRL_REWARDS)}, or "
+            "module.function) or --reward_model_name_or_path"
+        )
+    measure = recipe_args.measure_prompts
+    if measure is None and recipe_args.dataset_name != "builtin:arithmetic":
+        measure = 0
+    model = _load_model(str(model_args.model_name_or_path), training_args)
+    return Task(model, train, heldout, reward_funcs, score_name, measure)
+
+
+def _load_model(name: str, training_args: GRPOConfig) -> str:
+    """A name that `from_pretrained` takes. `builtin:tiny` is fitted into `output_dir/start_model` by one process."""
+    if not name.startswith("builtin:"):
+        return name
+    if name == "builtin:smollm2":
+        from trl_ext.builtin.smollm2 import smollm2_path
+
+        with PartialState().main_process_first():
+            return str(smollm2_path())
+    if name == "builtin:tiny":
+        return _fit_tiny(training_args)
+    raise ConfigError(f"model_name_or_path = {name!r}: the built-in models are builtin:tiny and builtin:smollm2")
+
+
+def _fit_tiny(training_args: GRPOConfig) -> str:
+    from trl_ext.builtin.arithmetic import arithmetic_demonstrations
+    from trl_ext.builtin.tiny_model import fit_tiny_model
+    from trl_ext.trainers.preflight import check_output_dir
+
+    check_output_dir(str(training_args.output_dir))
+    folder = Path(str(training_args.output_dir)) / "start_model"
+    finished = (folder / "config.json").is_file()
+    if PartialState().is_main_process and not (training_args.resume_from_checkpoint and finished):
+        print("Fitting the tiny model to arithmetic demonstrations, half of them wrong", flush=True)
+        fit_tiny_model(folder, arithmetic_demonstrations(seed=training_args.seed), seed=training_args.seed)
+    PartialState().wait_for_everyone()
+    return str(folder)
+
+
+def _load_prompts(recipe_args: RecipeArguments, seed: int) -> tuple[Any, Any, list[Callable[..., Any]], str]:
+    name = str(recipe_args.dataset_name)
+    family, _, task = name.partition(":")
+    if family == "builtin":
+        if task != "arithmetic":
+            raise ConfigError(f"dataset_name = {name!r}: the built-in task is builtin:arithmetic")
+        from trl_ext.builtin.arithmetic import arithmetic_prompts, exact_answer
+
+        return *arithmetic_prompts(), [exact_answer], "accuracy"
+    if family == "reasoning_gym":
+        from trl_ext.builtin.reasoning_gym import reasoning_gym_prompts, reasoning_gym_score
+
+        prompts: Dataset = reasoning_gym_prompts(task, **{"seed": seed, **_options(recipe_args.task_options)})
+        splits = prompts.train_test_split(test_size=0.2, seed=seed)
+        return splits["train"], splits["test"], [reasoning_gym_score], "reward"
+    splits = _load_splits(recipe_args, name)
+    if recipe_args.dataset_train_split not in splits:
+        raise DatasetError(
+            f"{name} has no split {recipe_args.dataset_train_split!r} (it has {sorted(splits)}): give --dataset_train_split"
+        )
+    return splits[recipe_args.dataset_train_split], splits.get(recipe_args.dataset_test_split), [], "reward"
+
+
+def _load_splits(recipe_args: RecipeArguments, name: str) -> Any:
+    file_format = FILE_FORMATS.get(Path(name).suffix)
+    if file_format and not Path(name).is_file():
+        raise DatasetError(f"dataset_name = {name!r}: no such file")
+    try:
+        if file_format:
+            return load_dataset(file_format, data_files=name, streaming=recipe_args.dataset_streaming)
+        return load_dataset(name, name=recipe_args.dataset_config, streaming=recipe_args.dataset_streaming)
+    except Exception as error:  # the builders raise errors of a dozen kinds; the first line of each says what is wrong
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DatasetError(f"dataset_name = {name!r} cannot be loaded: {reason:.300}") from None
+
+
+def _options(task_options: Any) -> dict[str, Any]:
+    """A mapping from YAML as it is, a string from the command line as JSON."""
+    try:
+        options = json.loads(task_options) if isinstance(task_options, str) else task_options or {}
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"task_options = {task_options!r}: not JSON ({error})") from None
+    if not isinstance(options, dict):
+        raise ConfigError(f"task_options = {task_options!r}: must be a JSON object")
+    return options
+
+
+def _load_reward(name: str) -> Callable[..., Any]:
+    if name in TRL_REWARDS:
+        return getattr(trl.rewards, name)  # type: ignore[no-any-return]
+    module, _, function = name.rpartition(".")
+    if module:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"reward_funcs: {name!r} cannot be imported ({error})") from None
+    raise ConfigError(f"reward_funcs: no {name!r}; give {', '.join(TRL_REWARDS)}, or module.function")

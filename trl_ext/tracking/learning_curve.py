@@ -1,0 +1,67 @@
+"""The picture of a run, drawn from its metrics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PANELS = {
+    "entropy": "entropy (nats)",
+    "importance_weight/max": "largest weight",
+}
+
+
+def plot_learning_curve(
+    rows: Sequence[dict[str, Any]],
+    path: str | Path,
+    title: str = "",
+    score_name: str = "reward",
+    measured: dict[str, tuple[float, float]] | None = None,
+) -> None:
+    """Draw the mean reward per logged step, its exponential moving average, and the panels that the run has metrics for.
+
+    Args:
+        rows: lines of a metrics file (`read_metrics`); those without `reward` are left out.
+        measured: per split, the score sampled before and after training; drawn at the two ends.
+
+    Does nothing for a run that logged no reward.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    logged = [row for row in rows if row.get("reward") is not None]
+    if not logged:
+        return
+    steps = [row["step"] for row in logged]
+    panels = [name for name in PANELS if any(row.get(name) is not None for row in logged)]
+    figure = Figure(figsize=(7, 3.2 + 1.4 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        1 + len(panels), 1, sharex=True, squeeze=False, height_ratios=[2.4, *[1.0] * len(panels)]
+    )[:, 0]
+
+    rewards = [row["reward"] for row in logged]
+    axes[0].plot(steps, rewards, color="C0", alpha=0.3, linewidth=1, label="sampled in training")
+    axes[0].plot(steps, _moving_average(rewards), color="C0", label="moving average")
+    for color, (split, (before, after)) in zip(("C1", "C2"), (measured or {}).items(), strict=False):
+        axes[0].plot([0, steps[-1]], [before, after], "o--", color=color, linewidth=1, label=f"measured, {split}")
+    axes[0].set_ylabel(score_name)
+    axes[0].set_title(title)
+    axes[0].legend(loc="best", frameon=False, fontsize="small")
+    for axis, name in zip(axes[1:], panels, strict=True):
+        shown = [row for row in logged if row.get(name) is not None]
+        axis.plot([row["step"] for row in shown], [row[name] for row in shown], color="C3", linewidth=1)
+        axis.set_ylabel(PANELS[name], fontsize="small")
+    axes[-1].set_xlabel("optimizer step")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _moving_average(values: Sequence[float], decay: float = 0.8) -> list[float]:
+    """Exponential, with Adam's bias correction, so that the first points are not pulled to 0."""
+    averages, running = [], 0.0
+    for count, value in enumerate(values, 1):
+        running = decay * running + (1 - decay) * value
+        averages.append(running / (1 - decay**count))
+    return averages

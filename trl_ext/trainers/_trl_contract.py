@@ -1,0 +1,64 @@
+"""Every private TRL name that trl-ext overrides, calls or reads, listed once and checked before anything hangs on it."""
+
+import inspect
+
+import trl
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from trl import GRPOTrainer
+
+from trl_ext.errors import TrlContractError
+
+SUPPORTED = SpecifierSet(">=1.16,<2")
+TESTED = ("1.16.0",)
+
+# Method of `GRPOTrainer` -> the parameters that it must start with. More may follow: they are passed through.
+HOOKS: dict[str, tuple[str, ...]] = {
+    "_compute_loss": ("self", "model", "inputs"),
+    "_generate_and_score_completions": ("self", "inputs"),
+    "_get_per_token_logps_and_entropies": ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
+}
+
+# Set by `GRPOTrainer.__init__` and read by our subclasses.
+ATTRIBUTES = (
+    "_metrics",
+    "epsilon_high",
+    "importance_sampling_level",
+    "num_generations",
+    "num_generations_eval",
+    "use_vllm",
+    "vllm_importance_sampling_correction",
+)
+
+
+def check_trl(trainer_class: type = GRPOTrainer, version: str = trl.__version__) -> None:
+    """Refuse a TRL that is out of range or whose hooks changed.
+
+    Raises:
+        TrlContractError: names the hook or the range, the TRL found, and the TRLs tested.
+    """
+    found = f"found TRL {version}, tested with {', '.join(TESTED)}: pip install 'trl=={TESTED[-1]}'"
+    if not SUPPORTED.contains(Version(version), prereleases=True):
+        raise TrlContractError(f"trl-ext needs trl{SUPPORTED}; {found}")
+    for name, expected in HOOKS.items():
+        method = getattr(trainer_class, name, None)
+        if method is None:
+            raise TrlContractError(f"GRPOTrainer.{name} is gone; {found}")
+        parameters = tuple(inspect.signature(method).parameters)
+        if parameters[: len(expected)] != expected:
+            raise TrlContractError(
+                f"GRPOTrainer.{name} takes ({', '.join(parameters)}), expected ({', '.join(expected)}, ...); {found}"
+            )
+
+
+def check_attributes(trainer: GRPOTrainer) -> None:
+    """Refuse a trainer that lacks an attribute that we read.
+
+    Raises:
+        TrlContractError: names the attribute.
+    """
+    for name in ATTRIBUTES:
+        if not hasattr(trainer, name):
+            raise TrlContractError(
+                f"GRPOTrainer sets no {name}; found TRL {trl.__version__}, tested with {', '.join(TESTED)}"
+            )
