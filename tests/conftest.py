@@ -1,0 +1,23 @@
+"""Tests run without a model hub, on the CPU, on tiny checkpoints that they make."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are so small that a second thread costs more than it gives
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with an untrained tiny model and its tokenizer."""
+    from trl_ext.builtin.tiny_model import tiny_model, tiny_tokenizer
+
+    folder: Path = tmp_path_factory.mktemp("tiny")
+    tiny_model(hidden_size=32).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
