@@ -2,9 +2,9 @@
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py
 
-With no arguments (recipes/grpo.yaml) it trains a LoRA adapter on the built-in tiny model and arithmetic task, with a KL penalty.
-It stands here beside recipes/cispo.py to show what dropping into a TRL pipeline means: the pipeline is TRL's, and what changes
-from one file to the other is the name of the trainer and of its config.
+With no arguments (recipes/grpo.yaml) it trains a LoRA adapter on the built-in tiny model and arithmetic task, with a KL
+penalty. It stands beside recipes/cispo.py to show what dropping into a TRL pipeline means: the pipeline is TRL's, and
+what changes from one file to the other is the name of the trainer and of its config.
 
 Options are those of TRL's GRPOConfig and ModelConfig, and the first group below.
 """

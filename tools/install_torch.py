@@ -2,9 +2,9 @@
 
     python tools/install_torch.py 2.13.0
 
-On Linux the package index's default torch brings several gigabytes of CUDA packages. Whether it would is read from pip's own
-plan for the installation (`--dry-run --report`), so that an index or a folder of wheels that holds a CPU build is used
-as it is; elsewhere uv fetches the CPU build (`--torch-backend cpu`).
+On Linux the package index's default torch brings several gigabytes of CUDA packages. Whether it would is read from
+pip's own plan for the installation (`--dry-run --report`), so that an index or a folder of wheels that holds a CPU
+build is used as it is; elsewhere uv fetches the CPU build (`--torch-backend cpu`).
 """
 
 import json

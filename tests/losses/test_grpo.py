@@ -11,9 +11,7 @@ def source_document_loss(batch, rewards, clip_eps=0.2, beta=0.04):
     for i, t in batch.completion_mask.nonzero().tolist():
         new, old, ref = batch.per_token_logps[i, t], batch.old_per_token_logps[i, t], batch.ref_per_token_logps[i, t]
         ratio = torch.exp(new - old)
-        surrogate = torch.minimum(
-            ratio * advantages[i], torch.clamp(ratio, 1 - clip_eps, 1 + clip_eps) * advantages[i]
-        )
+        surrogate = torch.minimum(ratio * advantages[i], torch.clamp(ratio, 1 - clip_eps, 1 + clip_eps) * advantages[i])
         policy, penalty, count = policy - surrogate, penalty + torch.exp(ref - new) - (ref - new) - 1, count + 1
     return policy / count + beta * penalty / count
 

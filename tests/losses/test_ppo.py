@@ -77,7 +77,9 @@ def test_value_loss_of_micro_batches_adds_up(batch):
     values, returns, mask = batch.ref_per_token_logps, batch.per_token_logps.detach(), batch.completion_mask
     whole = value_loss(values, values * 0.9, returns, mask)
     parts = [
-        value_loss(values[i : i + 2], values[i : i + 2] * 0.9, returns[i : i + 2], mask[i : i + 2], normalizer=mask.sum())
+        value_loss(
+            values[i : i + 2], values[i : i + 2] * 0.9, returns[i : i + 2], mask[i : i + 2], normalizer=mask.sum()
+        )
         for i in (0, 2, 4)
     ]
     assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)

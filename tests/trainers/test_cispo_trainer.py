@@ -135,8 +135,10 @@ def test_gradient_equals_cispo_loss_written_out(tiny, variant):
         result = original(model, inputs, num_items_in_batch)
         (recorded, gradient, value) = trainer.recorded.pop()
         (generated,) = trainer.generated
-        rewards = torch.tensor(letters(trainer.processing_class.batch_decode(
-            generated["completion_ids"], skip_special_tokens=True)), dtype=torch.float64)
+        rewards = torch.tensor(
+            letters(trainer.processing_class.batch_decode(generated["completion_ids"], skip_special_tokens=True)),
+            dtype=torch.float64,
+        )
         groups = rewards.view(-1, 4)
         plain = (groups - groups.mean(1, keepdim=True)).view(-1)
         loss = written_out(trainer, oracle, generated, recorded, plain)
@@ -306,8 +308,15 @@ def test_kl_entropy_lora_eval_chat_reward_lists_and_weights_are_trls(tiny):
         importance_weight_min=0.9,
         loss_aggregation="prompt",
     )
-    trainer = make_trainer(CISPOTrainer, tiny, args, reward_funcs=[first_reward, unscorable], train_dataset=chat,
-                           eval_dataset=chat.select(range(3)), peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer = make_trainer(
+        CISPOTrainer,
+        tiny,
+        args,
+        reward_funcs=[first_reward, unscorable],
+        train_dataset=chat,
+        eval_dataset=chat.select(range(3)),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+    )
     trainer.processing_class.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     trainer.train()
     history = trainer.state.log_history
@@ -318,7 +327,11 @@ def test_kl_entropy_lora_eval_chat_reward_lists_and_weights_are_trls(tiny):
 
 def test_resume_ends_where_an_unbroken_run_ends(tiny, tmp_path):
     options = {
-        "num_iterations": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 4, "save_only_model": False,
+        "num_iterations": 2,
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "save_only_model": False,
         "importance_weight_min": 0.9,
     }
     whole = trained(CISPOTrainer, tiny, config(CISPOConfig, **options), rollout_func=fixed_rollout)

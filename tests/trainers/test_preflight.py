@@ -1,11 +1,11 @@
 import pytest
 from datasets import Dataset, IterableDataset
+from trl import GRPOConfig
 
 from tests.trainers.training import PROMPTS, config, letters, make_trainer
 from trl_ext import CISPOConfig, CISPOTrainer
 from trl_ext.errors import ConfigError, DatasetError, ModelNotFoundError, OutputDirError
 from trl_ext.trainers.preflight import check_prompts
-from trl import GRPOConfig
 
 CHAT = [{"role": "user", "content": "hi"}]
 BAD_DATASETS = {
@@ -30,12 +30,15 @@ def test_bad_datasets_are_refused_in_one_line_before_a_model_is_loaded(message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dataset", [
-    Dataset.from_dict({"prompt": ["a"]}),
-    Dataset.from_dict({"prompt": [CHAT]}),
-    IterableDataset.from_generator(lambda: iter([{"prompt": "a"}])),
-    {"one": PROMPTS, "two": PROMPTS},
-])
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Dataset.from_dict({"prompt": ["a"]}),
+        Dataset.from_dict({"prompt": [CHAT]}),
+        IterableDataset.from_generator(lambda: iter([{"prompt": "a"}])),
+        {"one": PROMPTS, "two": PROMPTS},
+    ],
+)
 def test_good_datasets_pass(dataset):
     check_prompts(dataset)
 
@@ -46,8 +49,9 @@ def test_rows_that_a_selection_dropped_do_not_count_as_missing():
 
 def test_the_bad_one_of_several_evaluation_sets_is_named(tiny):
     with pytest.raises(DatasetError, match=r"eval_dataset\['b'\] is empty"):
-        make_trainer(CISPOTrainer, tiny, config(CISPOConfig),
-                     eval_dataset={"a": PROMPTS, "b": Dataset.from_dict({"prompt": []})})
+        make_trainer(
+            CISPOTrainer, tiny, config(CISPOConfig), eval_dataset={"a": PROMPTS, "b": Dataset.from_dict({"prompt": []})}
+        )
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def make_trainer(trainer_class: type, path: str, args: Any, **options: Any) -> A
 
 
 def trained(trainer_class: type, path: str, args: Any, **options: Any) -> Any:
-    """Made and trained in one go: a trainer seeds when it is made, so two of a kind then see the same random numbers."""
+    """Made and trained in one go: a trainer seeds when it is made, so two of a kind see the same random numbers."""
     trainer = make_trainer(trainer_class, path, args, **options)
     trainer.train()
     return trainer

@@ -10,7 +10,7 @@ from trl_ext.errors import ConfigError, MissingExtraError
 
 
 def reasoning_gym_prompts(task: str, size: int = 500, seed: int = 0, **options: Any) -> Dataset:
-    """`size` problems of a reasoning-gym task, with columns `prompt` (chat), `answer` and `entry` (what the scorer needs).
+    """`size` problems of a reasoning-gym task: columns `prompt` (chat), `answer` and `entry` (what the scorer needs).
 
     `options` are the task's own, e.g. `min_terms` and `max_digits` of `chain_sum`.
 
@@ -31,7 +31,7 @@ def reasoning_gym_prompts(task: str, size: int = 500, seed: int = 0, **options: 
 
 
 def reasoning_gym_score(completions: list[Any], entry: list[str], **columns: Any) -> list[float]:
-    """TRL reward callable: the task's own score, in [0, 1], of the text in `<answer>` tags, or of the whole completion."""
+    """TRL reward callable: the task's own score, in [0, 1], of what stands in `<answer>` tags, or of the whole text."""
     from reasoning_gym import get_score_answer_fn
     from reasoning_gym.utils import extract_answer
 

@@ -1,7 +1,5 @@
 """A tiny Llama over characters, made and fitted here in half a minute, for runs and tests without a model hub."""
 
-import contextlib
-import logging
 from pathlib import Path
 
 from datasets import Dataset
@@ -65,6 +63,7 @@ def fit_tiny_model(folder: str | Path, demonstrations: Dataset, steps: int = 900
             adam_beta2=0.98,
             seed=seed,
             bf16=False,
+            dataloader_pin_memory=False,
             gradient_checkpointing=False,
             logging_strategy="no",
             save_strategy="no",

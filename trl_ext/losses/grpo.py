@@ -16,8 +16,8 @@ def group_relative_advantages(
     """A_i = (r_i - mean(group)) / (std(group) + 1e-4) (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
 
     Shapes: `rewards` is (B,), the `num_generations` completions of a prompt beside each other; so is the result.
-    `scale_rewards="none"` leaves the division out (Dr. GRPO). The std is the unbiased one and 1e-4 is TRL's. A group whose
-    rewards are all the same gets zeros.
+    `scale_rewards="none"` leaves the division out (Dr. GRPO). The std is the unbiased one and 1e-4 is TRL's. A group
+    whose rewards are all the same gets zeros.
 
     Raises:
         ValueError: B is no multiple of `num_generations`, or that is less than 2.
@@ -50,7 +50,7 @@ def grpo_loss(
         L = (1/N) sum_{i,t} [ - min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A) + beta k3(pi, pi_ref) ]
 
     Shapes: every tensor is (B, T); `advantages` may be (B, 1) (see `group_relative_advantages`). N is `normalizer`, or
-    the number of ones in `completion_mask` if None. Returns a scalar. Without `ref_per_token_logps` there is no penalty.
+    the number of ones in `completion_mask` if None. Returns a scalar. No penalty without `ref_per_token_logps`.
 
     Deviations: the paper averages over each completion first; here tokens weigh the same (DAPO, and TRL's default).
     """

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 
-def kl_estimate(
-    per_token_logps: Tensor, ref_per_token_logps: Tensor, kind: Literal["k1", "k2", "k3"] = "k3"
-) -> Tensor:
-    """Per-token estimate of KL(pi || pi_ref) (Schulman 2020, "Approximating KL divergence"), with d = log pi - log pi_ref.
+def kl_estimate(per_token_logps: Tensor, ref_per_token_logps: Tensor, kind: Literal["k1", "k2", "k3"] = "k3") -> Tensor:
+    """Per-token estimate of KL(pi || pi_ref) (Schulman 2020, "Approximating KL divergence").
+
+    With d = log pi - log pi_ref:
 
         k1 = d                   unbiased, high variance, can be negative
         k2 = d^2 / 2             biased, low variance

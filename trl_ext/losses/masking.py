@@ -26,7 +26,7 @@ def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
 
     `unbiased` divides by n - 1 (Bessel). With one element or none the variance is 0, not NaN.
     """
-    mean, var, count = _moments(x, mask, across_processes=False)
+    _, var, count = _moments(x, mask, across_processes=False)
     return var * count / (count - 1).clamp(min=1) if unbiased else var
 
 

@@ -16,7 +16,7 @@ def ppo_clip_loss(
     cliprange_high: float = 0.2,
     normalizer: Tensor | float | None = None,
 ) -> Tensor:
-    """PPO clipped policy loss (Schulman et al., arXiv 1707.06347, Eq. 7), with the two ranges apart (DAPO's clip-higher).
+    """PPO clipped policy loss (Schulman et al., arXiv 1707.06347, Eq. 7), its two ranges apart (DAPO's clip-higher).
 
         L = - (1/N) sum_{i,t} min(r A, clip(r, 1 - cliprange_low, 1 + cliprange_high) A),    r = pi / pi_old
 

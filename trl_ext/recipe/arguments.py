@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from trl import GRPOConfig, ModelConfig, TrlParser
@@ -24,19 +24,19 @@ Config = TypeVar("Config", bound=GRPOConfig)
 class RecipeArguments(GRPOScriptArguments):
     """Arguments of every recipe, beside those of the trainer and of TRL's `ModelConfig`.
 
-    `dataset_name` is a local `.jsonl`, `.json`, `.parquet` or `.csv` file, a dataset of the Hub, `builtin:arithmetic`, or
-    `reasoning_gym:TASK`. `model_name_or_path` may also be `builtin:tiny` or `builtin:smollm2`.
+    `dataset_name` is a local `.jsonl`, `.json`, `.parquet` or `.csv` file, a dataset of the Hub, `builtin:arithmetic`,
+    or `reasoning_gym:TASK`. `model_name_or_path` may also be `builtin:tiny` or `builtin:smollm2`.
     """
 
     task_options: str | None = field(
         default=None,
-        metadata={"help": "Options of a reasoning_gym task as JSON, e.g. '{\"size\": 500, \"max_digits\": 1}'."},
+        metadata={"help": 'Options of a reasoning_gym task as JSON, e.g. \'{"size": 500, "max_digits": 1}\'.'},
     )
     measure_prompts: int | None = field(
         default=None,
         metadata={
-            "help": "How many prompts (of those trained on, and of those held out) are sampled before and after training "
-            "for the table at the end. 0 leaves it out. Unset: all of them on builtin:arithmetic, else 0."
+            "help": "How many prompts (of those trained on, and of those held out) are sampled before and after "
+            "training for the table at the end. 0 leaves it out. Unset: all of them on builtin:arithmetic, else 0."
         },
     )
 
@@ -56,7 +56,7 @@ def parse_recipe_args(
     args = list(sys.argv[1:] if args is None else args)
     if not {"--config", "--model_name_or_path", "--help", "-h"} & set(args):
         args = ["--config", str(default_config), *args]
-    # TRL sets `gradient_checkpointing` itself, under the name that transformers 5.23 deprecates (TRL 1.16 base_config.py)
+    # TRL 1.16 sets `gradient_checkpointing` itself (base_config.py), under the name that transformers 5.23 deprecates
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
     parser = TrlParser(
         (RecipeArguments, config_class, ModelConfig), description=description, formatter_class=_HelpFormatter

@@ -25,9 +25,7 @@ class RunReport:
     def __init__(self, trainer: Trainer, task: Task, title: str, started: float):
         self.trainer, self.task, self.title, self.started = trainer, task, title, started
         self.output_dir = Path(str(trainer.args.output_dir))
-        self.metrics = MetricsFile(
-            self.output_dir / "metrics.jsonl", resume=bool(trainer.args.resume_from_checkpoint)
-        )
+        self.metrics = MetricsFile(self.output_dir / "metrics.jsonl", resume=bool(trainer.args.resume_from_checkpoint))
         self.metrics.on_init_end(trainer.args, trainer.state, trainer.control)  # the trainer's own is over
         trainer.add_callback(self.metrics)
         if not trainer.args.disable_tqdm:
@@ -37,6 +35,8 @@ class RunReport:
 
     def measure(self, when: str) -> None:
         """Sample completions for the prompts trained on and those held out; `when` is "before" or "after"."""
+        if when == "after":  # before TRL's table of the last step is overwritten with that of the measurement
+            self._sample_completions()
         if self.task.measure_prompts == 0:
             return
         splits = {"train": self.task.train_dataset, "heldout": self.task.heldout_dataset}
@@ -62,7 +62,6 @@ class RunReport:
                 summary[f"{name}_{when}"] = round(score, 4)
         summary |= {"steps": steps, "seconds": round(seconds, 1)}
         (self.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        self._sample_completions()
         plot_learning_curve(
             read_metrics(self.metrics.path),
             self.output_dir / "learning_curve.png",
@@ -74,6 +73,8 @@ class RunReport:
 
     def _sample_completions(self) -> None:
         """The last logged completions (TRL's `log_completions` tables), a few of them, as JSON lines."""
+        if not self.trainer.accelerator.is_main_process:
+            return
         tables = sorted((self.output_dir / "completions").glob("completions_*.parquet"))
         if tables:
             table = pd.read_parquet(tables[-1])

@@ -103,7 +103,8 @@ def _load_prompts(recipe_args: RecipeArguments, seed: int) -> tuple[Any, Any, li
     splits = _load_splits(recipe_args, name)
     if recipe_args.dataset_train_split not in splits:
         raise DatasetError(
-            f"{name} has no split {recipe_args.dataset_train_split!r} (it has {sorted(splits)}): give --dataset_train_split"
+            f"{name} has no split {recipe_args.dataset_train_split!r} (it has {sorted(splits)}): "
+            "give --dataset_train_split"
         )
     return splits[recipe_args.dataset_train_split], splits.get(recipe_args.dataset_test_split), [], "reward"
 

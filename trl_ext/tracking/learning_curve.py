@@ -17,7 +17,7 @@ def plot_learning_curve(
     score_name: str = "reward",
     measured: dict[str, tuple[float, float]] | None = None,
 ) -> None:
-    """Draw the mean reward per logged step, its exponential moving average, and the panels that the run has metrics for.
+    """Draw the mean reward per logged step, its moving average, and the panels that the run has metrics for.
 
     Args:
         rows: lines of a metrics file (`read_metrics`); those without `reward` are left out.
@@ -35,9 +35,9 @@ def plot_learning_curve(
     panels = [name for name in PANELS if any(row.get(name) is not None for row in logged)]
     figure = Figure(figsize=(7, 3.2 + 1.4 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(
-        1 + len(panels), 1, sharex=True, squeeze=False, height_ratios=[2.4, *[1.0] * len(panels)]
-    )[:, 0]
+    axes = figure.subplots(1 + len(panels), 1, sharex=True, squeeze=False, height_ratios=[2.4, *[1.0] * len(panels)])[
+        :, 0
+    ]
 
     rewards = [row["reward"] for row in logged]
     axes[0].plot(steps, rewards, color="C0", alpha=0.3, linewidth=1, label="sampled in training")

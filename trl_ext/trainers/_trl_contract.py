@@ -1,4 +1,4 @@
-"""Every private TRL name that trl-ext overrides, calls or reads, listed once and checked before anything hangs on it."""
+"""Every private TRL name that trl-ext overrides, calls or reads: listed once, checked before anything hangs on it."""
 
 import inspect
 

@@ -19,9 +19,9 @@ class CISPOConfig(GRPOConfig):
 
     Parameters:
         importance_weight_max (`float`, *optional*):
-            Upper bound of r: 1 + eps_high in MiniMax-M1 (arXiv 2506.13585, Eq. 5), eps_max in ScaleRL (arXiv 2510.13786),
-            where 4, 5 and 8 make no difference. The same as TRL's `epsilon_high`, which may be given instead. 5.0 if
-            neither is given.
+            Upper bound of r: 1 + eps_high in MiniMax-M1 (arXiv 2506.13585, Eq. 5), eps_max in ScaleRL (arXiv
+            2510.13786), where 4, 5 and 8 make no difference. The same as TRL's `epsilon_high`, which may be given
+            instead. 5.0 if neither is given.
         importance_weight_min (`float`, *optional*, defaults to `0.0`):
             Lower bound of r: 1 - eps_low in MiniMax-M1, which sets none in practice.
         trust_region_low (`float`, *optional*):
@@ -29,8 +29,9 @@ class CISPOConfig(GRPOConfig):
         trust_region_high (`float`, *optional*):
             A token with a positive advantage and r above this has no gradient.
         loss_aggregation (`str`, *optional*, defaults to `"token"`):
-            What weighs the same: every `"token"` of the batch (TRL), every `"prompt"`'s group of completions (MiniMax-M1
-            Eq. 4, ScaleRL), or every `"sequence"`. Concerns the policy loss; a KL penalty (`beta`) stays per token.
+            What weighs the same: every `"token"` of the batch (TRL), every `"prompt"`'s group of completions
+            (MiniMax-M1 Eq. 4, ScaleRL), or every `"sequence"`. Concerns the policy loss; a KL penalty (`beta`) stays
+            per token.
 
     Raises:
         ConfigError: a bound is negative, NaN or in the wrong order, or an option is unknown.
@@ -58,8 +59,8 @@ class CISPOConfig(GRPOConfig):
     loss_aggregation: str = field(
         default="token",
         metadata={
-            "help": "What weighs the same in the loss: every 'token' (TRL), every 'prompt' with its group of completions "
-            "(MiniMax-M1, ScaleRL), or every 'sequence'.",
+            "help": "What weighs the same in the loss: every 'token' (TRL), every 'prompt' with its group of "
+            "completions (MiniMax-M1, ScaleRL), or every 'sequence'.",
             "choices": list(LOSS_AGGREGATIONS),
         },
     )
@@ -71,17 +72,18 @@ class CISPOConfig(GRPOConfig):
 
     def _check_bounds(self) -> None:
         if self.loss_type != "cispo":
-            raise ConfigError(f"loss_type = {self.loss_type!r}: must be 'cispo' here; use trl.GRPOConfig for the others")
+            raise ConfigError(
+                f"loss_type = {self.loss_type!r}: must be 'cispo' here; use trl.GRPOConfig for the others"
+            )
         if self.loss_aggregation not in LOSS_AGGREGATIONS:
             raise ConfigError(f"loss_aggregation = {self.loss_aggregation!r}: must be one of {LOSS_AGGREGATIONS}")
-        if None not in (self.importance_weight_max, self.epsilon_high):
-            if self.importance_weight_max != self.epsilon_high:
-                raise ConfigError(
-                    f"importance_weight_max = {self.importance_weight_max} and epsilon_high = {self.epsilon_high} are two "
-                    "names of one bound: give one of them"
-                )
         if self.importance_weight_max is None:
             self.importance_weight_max = 5.0 if self.epsilon_high is None else self.epsilon_high
+        elif self.epsilon_high not in (None, self.importance_weight_max):
+            raise ConfigError(
+                f"importance_weight_max = {self.importance_weight_max} and epsilon_high = {self.epsilon_high} are two "
+                "names of one bound: give one of them"
+            )
 
         for name in ("importance_weight_min", "importance_weight_max", "trust_region_low", "trust_region_high"):
             bound = getattr(self, name)

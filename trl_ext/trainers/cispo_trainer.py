@@ -1,4 +1,4 @@
-"""CISPO as a subclass of `GRPOTrainer`: TRL's own `loss_type="cispo"`, its variants as a transform of the advantages."""
+"""CISPO as a subclass of `GRPOTrainer`: TRL's own `loss_type="cispo"`, its variants as factors on the advantages."""
 
 import textwrap
 from typing import Any
@@ -22,14 +22,14 @@ class CISPOTrainer(GRPOTrainer):
     """Trainer for CISPO (MiniMax-M1, arXiv 2506.13585). Takes what [`~trl.GRPOTrainer`] takes.
 
     The loss is linear in the advantage, L = -(1/N) sum w A log pi with w detached. So a floor on w, the trust-region
-    mask, and another normaliser are all factors on A, of shape (B, T), and the rest (KL penalty, entropy bonus, tool masks,
-    vLLM correction, MoE loss, metrics) is the inherited `_compute_loss`, called and not copied:
+    mask, and another normaliser are all factors on A, of shape (B, T), and the rest (KL penalty, entropy bonus, tool
+    masks, vLLM correction, MoE loss, metrics) is the inherited `_compute_loss`, called and not copied:
 
         A' = A * (our weight / TRL's weight) * (our normaliser / TRL's normaliser)
 
     With the defaults both factors are 1 and the trainer is `GRPOTrainer(loss_type="cispo", epsilon_high=5.0)`, plus
     the metrics `importance_weight/{mean,max}`, `clip_ratio/{low,high}_{positive,negative}` (the share of completion
-    tokens whose r lies beyond a bound, by the sign of their advantage) and `clip_ratio/trust_region` (the share masked).
+    tokens whose r lies beyond a bound, by the sign of their advantage) and `clip_ratio/trust_region` (those masked).
 
     Raises:
         ConfigError: `args` is not a [`CISPOConfig`].
@@ -81,7 +81,9 @@ class CISPOTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else model.config.name_or_path
             args = CISPOConfig(f"{name.split('/')[-1]}-CISPO")
         if not isinstance(args, CISPOConfig):
-            raise ConfigError(f"args is a {type(args).__name__}: CISPOTrainer takes a CISPOConfig (same fields and more)")
+            raise ConfigError(
+                f"args is a {type(args).__name__}: CISPOTrainer takes a CISPOConfig (same fields and more)"
+            )
         check_output_dir(args.output_dir)
         if not keyword.get("environment_factory"):  # an environment may bring its own prompts
             check_prompts(train_dataset, "train_dataset")
@@ -109,12 +111,12 @@ class CISPOTrainer(GRPOTrainer):
         generate_every = self.args.steps_per_generation * self.args.num_iterations
         if self.args.gradient_accumulation_steps % generate_every == 0:
             logger.warning(
-                "CISPO's clip cannot act: each batch of completions gets one update, so pi = pi_old and every importance "
-                "weight is 1. Set num_iterations > 1, or steps_per_generation > gradient_accumulation_steps."
+                "CISPO's clip cannot act: each batch of completions gets one update, so pi = pi_old and every weight "
+                "is 1. Set num_iterations > 1, or steps_per_generation > gradient_accumulation_steps."
             )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.args.loss_aggregation != "token":
             output["advantages"] = output["advantages"] * self._aggregation_scale(output)
         return output
@@ -131,7 +133,7 @@ class CISPOTrainer(GRPOTrainer):
             group = self.num_generations if self.model.training else self.num_generations_eval
         unit_lengths = self.accelerator.gather(lengths).view(-1, group).sum(1)
         units = (unit_lengths > 0).sum()
-        scale = output["num_items_in_batch"] / (units * unit_lengths).clamp(min=1)
+        scale: Tensor = output["num_items_in_batch"] / (units * unit_lengths).clamp(min=1)
         start = self.accelerator.process_index * len(lengths)
         return scale.repeat_interleave(group)[start : start + len(lengths)]
 
@@ -141,7 +143,8 @@ class CISPOTrainer(GRPOTrainer):
         without_advantages = {**inputs, "advantages": None}
         self._awaiting_forward = without_advantages, inputs["advantages"]
         try:
-            return super()._compute_loss(model, without_advantages)
+            loss: Tensor = super()._compute_loss(model, without_advantages)
+            return loss
         finally:
             self._awaiting_forward = None
 
@@ -153,7 +156,7 @@ class CISPOTrainer(GRPOTrainer):
         return forward
 
     def _weighted_advantages(self, inputs: dict[str, Any], per_token_logps: Tensor, advantages: Tensor) -> Tensor:
-        """A * our weight / TRL's weight, shape (B, T); the advantages as they came where the two weights are the same."""
+        """A * our weight / TRL's weight, shape (B, T); the advantages as they came if the weights cannot differ."""
         mask = _loss_mask(inputs)
         old_per_token_logps = inputs.get("old_per_token_logps")
         log_ratio = torch.zeros_like(per_token_logps)

@@ -1,4 +1,4 @@
-"""What a trainer refuses before it loads anything: bad datasets, unknown models, output folders that cannot be written."""
+"""What a trainer refuses before it loads anything: bad datasets, unknown models, folders that cannot be written."""
 
 import tempfile
 from pathlib import Path
@@ -14,7 +14,7 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
     """Refuse what `GRPOTrainer` would stumble over in the middle of a step.
 
     `prompt` must be a string, or a list of messages (`{"role": ..., "content": ...}`). A `Dataset` is checked whole for
-    missing prompts; of an `IterableDataset` only the first row is looked at. A dict of evaluation sets is checked one by one.
+    missing prompts; of an `IterableDataset` only the first row is looked at. In a dict of sets, each is checked.
 
     Raises:
         DatasetError: names the dataset, what was found and what is allowed.

@@ -1,0 +1,88 @@
+import pytest
+
+from tests.trainers.training import CPU
+from trl_ext import CISPOConfig
+from trl_ext.errors import ConfigError
+from trl_ext.recipe import one_line_errors, parse_recipe_args
+
+BASE = ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out"]
+
+
+@pytest.fixture
+def default(tmp_path):
+    path = tmp_path / "default.yaml"
+    path.write_text(
+        "model_name_or_path: builtin:tiny\ndataset_name: builtin:arithmetic\nlearning_rate: 0.5\n"
+        "use_cpu: true\nbf16: false\ntask_options: {size: 3}\n"
+    )
+    return path
+
+
+def parse(default, *args):
+    return parse_recipe_args(CISPOConfig, default, "what it does", args)
+
+
+def test_without_arguments_the_recipes_own_config_is_used_and_options_override_it(default):
+    recipe_args, training_args, model_args = parse(default, "--max_steps", "7")
+    assert (model_args.model_name_or_path, recipe_args.dataset_name) == ("builtin:tiny", "builtin:arithmetic")
+    assert (training_args.learning_rate, training_args.max_steps) == (0.5, 7)
+    assert recipe_args.task_options == {"size": 3}
+    assert training_args.importance_weight_max == 5.0
+
+
+def test_a_named_model_gets_the_trainers_defaults_not_the_tiny_models(default):
+    args = [*BASE, "--model_name_or_path", "org/model", "--dataset_name", "x.jsonl", "--dtype", "bfloat16"]
+    _, training_args, _ = parse(default, *args)
+    assert training_args.learning_rate == CISPOConfig(output_dir="out", **CPU).learning_rate
+    assert training_args.model_init_kwargs["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("word", ["true", "True", "latest"])
+def test_resume_latest_means_the_newest_checkpoint(default, word):
+    assert parse(default, "--resume_from_checkpoint", word)[1].resume_from_checkpoint is True
+    assert parse(default, "--resume_from_checkpoint", "a/b")[1].resume_from_checkpoint == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--lerning_rate", "1"], r"--lerning_rate: did you mean --learning_rate"),
+        (["--config", "missing.yaml"], r"No such file or directory: 'missing.yaml'"),
+        ([*BASE, "--model_name_or_path", "x"], r"no dataset: give --dataset_name"),
+        (["--importance_weight_min", "9"], r"importance_weight_min = 9.0: must be at most"),
+        (["--num_generations", "7"], r"must be divisible by num_generations"),
+    ],
+)
+def test_bad_arguments_are_one_line(default, args, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        parse(default, *args)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_config_files_are_one_line(default, tmp_path):
+    path = tmp_path / "bad.yaml"
+    for text, message in {
+        "lerning_rate: 1": r"--lerning_rate: did you mean --learning_rate",
+        "a: [": "while parsing",
+        "- a": "must contain a YAML mapping",
+        "learning_rate: 1": "no model: give --model_name_or_path",
+    }.items():
+        path.write_text(f"{text}\n" + ("use_cpu: true\nbf16: false\n" if ": 1" in text else ""))
+        with pytest.raises(ConfigError, match=message) as error:
+            parse(default, "--config", str(path))
+        assert "\n" not in str(error.value)
+
+
+def test_help_teaches_the_command_and_the_options(default, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(default, "--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(word in text for word in ("what it does", "--importance_weight_max", "--dataset_name", "--lora_r"))
+
+
+def test_our_errors_end_a_program_with_one_line_and_others_keep_their_traceback():
+    with pytest.raises(SystemExit, match=r"^error: no good$"), one_line_errors():
+        raise ConfigError("no good")
+    with pytest.raises(KeyError), one_line_errors():
+        raise KeyError("other")

@@ -1,0 +1,61 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from trl_ext.tracking.callbacks import MetricsFile, RewardProgress, read_metrics
+
+
+def state(step, main=True):
+    return SimpleNamespace(global_step=step, is_world_process_zero=main)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "out" / "metrics.jsonl"
+
+
+def run(path, steps, resume=False, start=0):
+    metrics = MetricsFile(path, resume=resume)
+    metrics.on_init_end(SimpleNamespace(process_index=0), state(0), None)
+    metrics.on_train_begin(None, state(start), None)
+    for step in steps:
+        metrics.on_log(None, state(step), None, logs={"reward": step / 10})
+
+
+def test_a_new_run_starts_a_new_file(path):
+    run(path, [1, 2, 3])
+    run(path, [1])
+    assert read_metrics(path) == [{"step": 1, "reward": 0.1}]
+
+
+def test_a_resumed_run_drops_the_steps_that_it_repeats_and_a_torn_line(path):
+    run(path, [1, 2, 3, 4])
+    with path.open("a") as file:
+        file.write('{"step": 5, "rew')
+    run(path, [3, 4], resume=True, start=2)
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_marked_lines_say_what_they_measure(path):
+    metrics = MetricsFile(path)
+    metrics.on_init_end(SimpleNamespace(process_index=0), state(0), None)
+    with metrics.marked(split="heldout"):
+        metrics.on_log(None, state(0), None, logs={"eval_reward": 1.0})
+    metrics.on_log(None, state(1), None, logs={"reward": 1.0})
+    assert [row.get("split") for row in read_metrics(path)] == ["heldout", None]
+
+
+def test_only_the_main_process_writes(path):
+    metrics = MetricsFile(path)
+    metrics.on_init_end(SimpleNamespace(process_index=1), state(0), None)
+    metrics.on_log(None, state(1, main=False), None, logs={"reward": 1.0})
+    assert not path.exists()
+
+
+def test_progress_bar_shows_the_latest_metrics():
+    shown = {}
+    progress = RewardProgress()
+    progress.training_bar = SimpleNamespace(set_postfix=shown.update)
+    progress.on_log(None, state(1), None, logs={"reward": 0.51234, "entropy": None, "clip_ratio/high_positive": 0.25})
+    assert json.dumps(shown) == '{"reward": "0.512", "clip_ratio": "0.25"}'
