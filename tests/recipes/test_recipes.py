@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,10 @@ CONFIG = ROOT / "accelerate_configs" / "cpu.yaml"
 
 
 def launch(recipe, *args, cwd=ROOT):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
     return subprocess.run(
-        [*command, str(ROOT / "recipes" / recipe), *args], cwd=cwd, env=dict(os.environ), capture_output=True, text=True
+        [*command, str(ROOT / "recipes" / recipe), *args], cwd=cwd, env=environment, capture_output=True, text=True
     )
 
 
@@ -44,7 +46,7 @@ def on_a_file(tiny, folder, *args):
 
 @pytest.mark.parametrize("recipe", ["cispo.py", "grpo.py"])
 def test_a_recipe_trains_a_lora_adapter_on_a_file_and_leaves_its_files(tiny, tmp_path, recipe):
-    options = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "--beta", "0.01"]
+    options = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--beta", "0.01"]
     measure = ["--measure_prompts", "4", "--per_device_eval_batch_size", "8", "--num_iterations", "2"]
     result = launch(recipe, *on_a_file(tiny, tmp_path, *options, *measure), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -73,32 +75,41 @@ def test_a_stopped_run_goes_on_from_its_newest_checkpoint(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--importance_weight_min", "6"], "error: importance_weight_min = 6.0: must be at most"),
-        (["--dataset_name", "none.jsonl"], "error: dataset_name = 'none.jsonl': no such file"),
-        (["--model_name_or_path", "no/model", "--dataset_name", "builtin:arithmetic", "--bf16", "false"],
-         "error: model 'no/model': no such folder here"),
-        (["--output_dir", "/dev/null/out"], "error: output_dir '/dev/null/out' cannot be written: Not a directory"),
+        (["--importance_weight_min", "6"], "importance_weight_min = 6.0: must be at most"),
+        (["--dataset_name", "none.jsonl"], "dataset_name = 'none.jsonl': no such file"),
+        (["--output_dir", "/dev/null/out"], "output_dir '/dev/null/out' cannot be written: Not a directory"),
+        (
+            ["--model_name_or_path", "no/model", "--dataset_name", "builtin:arithmetic"],
+            "model 'no/model': no such folder",
+        ),
     ],
-)  # fmt: skip
-def test_a_wrong_argument_ends_in_one_line_and_no_traceback_of_ours(args, message):
-    result = launch("cispo.py", *args)
+)
+def test_a_wrong_argument_ends_the_program_in_one_line(args, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cispo.py", "--use_cpu", "true", "--bf16", "false", *args])
+    with pytest.raises(SystemExit, match=f"^error: {message}") as stop:
+        runpy.run_path(str(ROOT / "recipes" / "cispo.py"), run_name="__main__")
+    assert "\n" not in str(stop.value)
+
+
+def test_under_accelerate_launch_that_line_comes_first():
+    result = launch("cispo.py", "--max_step", "3")
     assert result.returncode != 0
-    assert message in result.stderr
-    ours = result.stderr.split(message)[0]
-    assert "Traceback" not in ours  # accelerate prints its own after ours
+    before, message, _ = result.stderr.partition("error: ")
+    assert message
+    assert "Traceback" not in before  # accelerate prints one of its own, after ours
 
 
 @pytest.mark.slow
 def test_the_demo_learns(tmp_path):
-    """The command without arguments, shortened: all of it passes 0.85 (see README), a fifth must rise by 0.15."""
-    result = launch("cispo.py", "--max_steps", "100", "--output_dir", str(tmp_path), "--save_strategy", "no")
+    """The command without arguments, shortened: all of it passes 0.85 (see README), an eighth must rise by 0.1."""
+    result = launch("cispo.py", "--max_steps", "60", "--output_dir", str(tmp_path), "--save_strategy", "no")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {
         "accuracy_before", "accuracy_after", "heldout_before", "heldout_after", "steps", "seconds",
     }  # fmt: skip
     assert summary["accuracy_before"] <= 0.45
-    assert summary["accuracy_after"] >= summary["accuracy_before"] + 0.15
+    assert summary["accuracy_after"] >= summary["accuracy_before"] + 0.1
     assert "Fitting the tiny model" in result.stdout
     assert "held-out prompts" in result.stdout
 

@@ -59,7 +59,10 @@ def parse_recipe_args(
     # TRL 1.16 sets `gradient_checkpointing` itself (base_config.py), under the name that transformers 5.23 deprecates
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
     parser = TrlParser(
-        (RecipeArguments, config_class, ModelConfig), description=description, formatter_class=_HelpFormatter
+        (RecipeArguments, config_class, ModelConfig),
+        description=description,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,  # --max_step is a slip, not --max_steps
     )
     try:
         recipe_args, training_args, model_args = parser.parse_args_and_config(args)
