@@ -1,4 +1,4 @@
-"""Train a language model with CISPO.
+r"""Train a language model with CISPO.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/cispo.py
 

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func and environment_factory are what the tests are about
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are so small that a second thread costs more than it gives
 

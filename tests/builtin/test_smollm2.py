@@ -24,6 +24,7 @@ def test_smollm2_loads_from_the_wheel_and_answers():
     assert smollm2_path() == folder  # the second time it is only found
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert not hasattr(model.config, "quantization_config")  # transformers would refuse to train it
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**ids, max_new_tokens=12, do_sample=False)

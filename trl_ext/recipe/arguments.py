@@ -13,21 +13,41 @@ from typing import TypeVar
 
 import yaml
 from trl import GRPOConfig, ModelConfig, TrlParser
-from trl.scripts.grpo import GRPOScriptArguments
 
 from trl_ext.errors import ConfigError, TrlExtError
+
+TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 
 Config = TypeVar("Config", bound=GRPOConfig)
 
 
 @dataclass
-class RecipeArguments(GRPOScriptArguments):
-    """Arguments of every recipe, beside those of the trainer and of TRL's `ModelConfig`.
+class RecipeArguments:
+    """Arguments of every recipe, beside those of the trainer and of TRL's `ModelConfig`: TRL's names, what we take."""
 
-    `dataset_name` is a local `.jsonl`, `.json`, `.parquet` or `.csv` file, a dataset of the Hub, `builtin:arithmetic`,
-    or `reasoning_gym:TASK`. `model_name_or_path` may also be `builtin:tiny` or `builtin:smollm2`.
-    """
-
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "The prompts: a .jsonl, .json, .parquet or .csv file with a column `prompt`, a dataset of the Hub, "
+            "builtin:arithmetic, or reasoning_gym:TASK. (--model_name_or_path takes builtin:tiny and builtin:smollm2.)"
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "The split held out for evaluation, if the dataset has it."}
+    )
+    dataset_streaming: bool = field(default=False, metadata={"help": "Stream the dataset instead of loading it."})
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Rewards: {', '.join(TRL_REWARDS)} (TRL's), or module.function, found from the current folder. "
+            "Unset: the reward that a built-in or reasoning_gym task brings."
+        },
+    )
+    reward_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A reward model besides: a folder or a Hub name (sequence classification)."}
+    )
     task_options: str | None = field(
         default=None,
         metadata={"help": 'Options of a reasoning_gym task as JSON, e.g. \'{"size": 500, "max_digits": 1}\'.'},
@@ -60,6 +80,7 @@ def parse_recipe_args(
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
     parser = TrlParser(
         (RecipeArguments, config_class, ModelConfig),
+        usage=f"accelerate launch recipes/{Path(sys.argv[0]).name} [--config FILE.yaml] [--OPTION VALUE ...]",
         description=description,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,  # --max_step is a slip, not --max_steps

@@ -26,7 +26,6 @@ class RunReport:
         self.trainer, self.task, self.title, self.started = trainer, task, title, started
         self.output_dir = Path(str(trainer.args.output_dir))
         self.metrics = MetricsFile(self.output_dir / "metrics.jsonl", resume=bool(trainer.args.resume_from_checkpoint))
-        self.metrics.on_init_end(trainer.args, trainer.state, trainer.control)  # the trainer's own is over
         trainer.add_callback(self.metrics)
         if not trainer.args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)

@@ -15,10 +15,9 @@ from datasets import Dataset, load_dataset
 from trl import GRPOConfig, ModelConfig
 
 from trl_ext.errors import ConfigError, DatasetError
-from trl_ext.recipe.arguments import RecipeArguments
+from trl_ext.recipe.arguments import TRL_REWARDS, RecipeArguments
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 
 
 @dataclass
@@ -85,7 +84,7 @@ def _fit_tiny(training_args: GRPOConfig) -> str:
     return str(folder)
 
 
-def _load_prompts(recipe_args: RecipeArguments, seed: int) -> tuple[Any, Any, list[Callable[..., Any]], str]:
+def _load_prompts(recipe_args: RecipeArguments, seed: int) -> tuple[Any, Any, list[Any], str]:
     name = str(recipe_args.dataset_name)
     family, _, task = name.partition(":")
     if family == "builtin":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import ProgressCallback, TrainerCallback
 
 
@@ -17,8 +18,11 @@ class MetricsFile(TrainerCallback):
 
     def __init__(self, path: str | Path, resume: bool = False):
         self.path = Path(path)
-        self.resume = resume
         self._extra: dict[str, Any] = {}
+        if PartialState().is_main_process:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self.path.write_text("")
 
     @contextlib.contextmanager
     def marked(self, **extra: Any) -> Iterator[None]:
@@ -28,12 +32,6 @@ class MetricsFile(TrainerCallback):
             yield
         finally:
             self._extra = {}
-
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.process_index == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not self.resume:
-                self.path.write_text("")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and state.global_step > 0:

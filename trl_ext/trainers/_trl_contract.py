@@ -26,8 +26,6 @@ ATTRIBUTES = (
     "importance_sampling_level",
     "num_generations",
     "num_generations_eval",
-    "use_vllm",
-    "vllm_importance_sampling_correction",
 )
 
 
