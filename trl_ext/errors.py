@@ -27,3 +27,7 @@ class TrlContractError(TrlExtError, ImportError):
 
 class MissingExtraError(TrlExtError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
+
+
+class RewardError(TrlExtError, RuntimeError):
+    """A reward could not score a batch: a missing column, an exception in a scorer, a wrong number of scores."""
