@@ -13,7 +13,8 @@ On SmolLM2-135M-Instruct and a reasoning-gym task, with LoRA:
 On anything else:
 
     accelerate launch recipes/cispo.py --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct \
-        --dataset_name my_prompts.jsonl --reward_funcs my_rewards.exact --use_peft true --output_dir outputs/mine
+        --dataset_name my_prompts.jsonl --reward recipes/rewards/exact_answer.json --use_peft true \
+        --output_dir outputs/mine
 
 Options are those of CISPOConfig, TRL's ModelConfig and the first group below; a YAML of them goes in with --config, and
 the command line wins over it. --resume_from_checkpoint latest goes on where a run was stopped.
@@ -26,6 +27,7 @@ from trl import get_peft_config, get_quantization_config
 
 from trl_ext import CISPOConfig, CISPOTrainer
 from trl_ext.recipe import RunReport, load_task, one_line_errors, parse_recipe_args
+from trl_ext.rewards import RewardStateCallback
 
 
 def main() -> None:
@@ -43,6 +45,7 @@ def main() -> None:
         eval_dataset=task.heldout_dataset if training_args.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        callbacks=[RewardStateCallback(task.reward_funcs)],
     )
 
     report = RunReport(trainer, task, title=f"CISPO, {model_args.model_name_or_path}", started=started)

@@ -15,6 +15,7 @@ from pathlib import Path
 from trl import GRPOConfig, GRPOTrainer, get_peft_config, get_quantization_config
 
 from trl_ext.recipe import RunReport, load_task, one_line_errors, parse_recipe_args
+from trl_ext.rewards import RewardStateCallback
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
         eval_dataset=task.heldout_dataset if training_args.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        callbacks=[RewardStateCallback(task.reward_funcs)],
     )
 
     report = RunReport(trainer, task, title=f"GRPO, {model_args.model_name_or_path}", started=started)

@@ -4,17 +4,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trl_ext.rewards.build import make_reward, make_reward_funcs
+    from trl_ext.rewards.registry import list_rewards, register_reward
     from trl_ext.trainers.cispo_config import CISPOConfig
     from trl_ext.trainers.cispo_trainer import CISPOTrainer
 
 __version__ = "0.1.0.dev0"
 
 _PUBLIC = {
+    "list_rewards": "trl_ext.rewards.registry",
+    "make_reward": "trl_ext.rewards.build",
+    "make_reward_funcs": "trl_ext.rewards.build",
+    "register_reward": "trl_ext.rewards.registry",
     "CISPOConfig": "trl_ext.trainers.cispo_config",
     "CISPOTrainer": "trl_ext.trainers.cispo_trainer",
 }
 
-__all__ = ["CISPOConfig", "CISPOTrainer"]
+__all__ = ["CISPOConfig", "CISPOTrainer", "list_rewards", "make_reward", "make_reward_funcs", "register_reward"]
 
 
 def __getattr__(name: str) -> Any:

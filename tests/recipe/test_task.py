@@ -48,6 +48,19 @@ def test_reasoning_gym_takes_options_as_json_and_as_a_mapping():
     assert as_json.train_dataset[:] == as_mapping.train_dataset[:]
 
 
+def test_a_reward_spec_becomes_functions_and_weights(tmp_path):
+    path = tmp_path / "reward.json"
+    parts = [{"type": "exact_match", "target": "answer", "weight": 3}, {"type": "jaccard", "target": "answer"}]
+    path.write_text(json.dumps({"type": "weighted_sum", "components": parts}))
+    training_args = config(CISPOConfig)
+    recipe_args = RecipeArguments(dataset_name="builtin:arithmetic", reward=str(path))
+    task = load_task(recipe_args, ModelConfig(model_name_or_path="org/model"), training_args)
+    assert [reward.__name__ for reward in task.reward_funcs] == ["exact_match", "jaccard"]
+    assert training_args.reward_weights == [0.75, 0.25]
+    with pytest.raises(ConfigError, match=r"--reward .* or --reward_funcs, not both"):
+        load(dataset_name="builtin:arithmetic", reward=str(path), reward_funcs=["accuracy_reward"])
+
+
 def test_a_reward_of_the_users_own_is_imported_from_where_they_stand(tmp_path, monkeypatch):
     Path(tmp_path / "my_rewards_of_test.py").write_text(
         "def one(completions, **c):\n    return [1.0] * len(completions)\n"
@@ -89,5 +102,5 @@ def test_bad_files_splits_and_missing_rewards_are_one_line(tmp_path):
     path.write_text('{"prompt": "a"}\n')
     with pytest.raises(DatasetError, match=r"no split 'validation' \(it has \['train'\]\)"):
         load(dataset_name=str(path), dataset_train_split="validation")
-    with pytest.raises(ConfigError, match=r"no reward for .*: give --reward_funcs"):
+    with pytest.raises(ConfigError, match=r"no reward for .*: give --reward SPEC"):
         load(dataset_name=str(path))

@@ -45,6 +45,15 @@ class RecipeArguments:
             "Unset: the reward that a built-in or reasoning_gym task brings."
         },
     )
+    reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "A reward spec: a JSON file (see recipes/rewards/ and `trl-ext rewards list`), or JSON itself."
+        },
+    )
+    reward_plugins: list[str] | None = field(
+        default=None, metadata={"help": "Python files that register reward types for the spec. They are executed."}
+    )
     reward_model_name_or_path: str | None = field(
         default=None, metadata={"help": "A reward model besides: a folder or a Hub name (sequence classification)."}
     )

@@ -16,6 +16,7 @@ from trl import GRPOConfig, ModelConfig
 
 from trl_ext.errors import ConfigError, DatasetError
 from trl_ext.recipe.arguments import TRL_REWARDS, RecipeArguments
+from trl_ext.rewards import make_reward_funcs
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -39,14 +40,23 @@ def load_task(recipe_args: RecipeArguments, model_args: ModelConfig, training_ar
         ConfigError, DatasetError, MissingExtraError: what is wrong with a name or an option, and what is allowed.
     """
     train, heldout, reward_funcs, score_name = _load_prompts(recipe_args, training_args.seed)
+    if recipe_args.reward and recipe_args.reward_funcs:
+        raise ConfigError("give --reward (a spec) or --reward_funcs, not both")
     if recipe_args.reward_funcs:
         reward_funcs, score_name = [_load_reward(name) for name in recipe_args.reward_funcs], "reward"
+    if recipe_args.reward:
+        reward_funcs, training_args.reward_weights = make_reward_funcs(
+            recipe_args.reward, recipe_args.reward_plugins or ()
+        )
+        score_name = "reward"
     if recipe_args.reward_model_name_or_path:
         reward_funcs, score_name = [*reward_funcs, recipe_args.reward_model_name_or_path], "reward"
+        if training_args.reward_weights is not None:
+            training_args.reward_weights = [*training_args.reward_weights, 1.0]
     if not reward_funcs:
         raise ConfigError(
-            f"no reward for {recipe_args.dataset_name}: give --reward_funcs ({', '.join(TRL_REWARDS)}, or "
-            "module.function) or --reward_model_name_or_path"
+            f"no reward for {recipe_args.dataset_name}: give --reward SPEC.json, --reward_funcs "
+            f"({', '.join(TRL_REWARDS)}, or module.function) or --reward_model_name_or_path"
         )
     measure = recipe_args.measure_prompts
     if measure is None and recipe_args.dataset_name != "builtin:arithmetic":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_ext.errors import ConfigError, RewardError
+from trl_ext.errors import ConfigError, MissingExtraError, RewardError
 from trl_ext.rewards.composites import combine
 from trl_ext.rewards.postprocess import EMANormalize, Scores
 from trl_ext.rewards.spec import Node, load_spec, parse
@@ -47,6 +47,7 @@ class Reward:
             except ValueError as error:
                 raise ConfigError(f"{node.path}: {error}") from None
             self._per_completion = node.reward_type.per_completion
+            self._extra = node.reward_type.extra or "rewards"
             self._parameters = inspect.signature(self._scorer).parameters
 
     def __call__(
@@ -129,6 +130,10 @@ class Reward:
             return self._score_rows(batch, rows)
         except RewardError:
             raise  # the spec and the dataset do not fit: no error of one batch
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{self.__name__} needs {error.name}: pip install 'trl-ext[{self._extra}]'"
+            ) from None
         except Exception as error:
             self._errors += 1
             if self.common.on_error == "none" and self._errors <= self.common.max_errors:
@@ -164,7 +169,7 @@ class Reward:
                     return None
                 raise RewardError(
                     f"{self.__name__}: needs column {name!r} with the references, the batch has "
-                    f"{sorted(batch.columns)}: name one with \"target\" in the spec"
+                    f'{sorted(batch.columns)}: name one with "target" in the spec'
                 )
             columns.append([column[i] for i in rows])
         return columns[0] if len(columns) == 1 else [list(references) for references in zip(*columns, strict=True)]

@@ -25,10 +25,8 @@ def combine(kind: str, parts: list[Scores], weights: list[float], options: dict[
         total = sum(weights) or 1.0
         weighted = [[(weight, score) for weight, score in zip(weights, row, strict=True)] for row in _rows(parts)]
         return [_reduce(lambda known: sum(w * s for w, s in known) / total, row) for row in weighted]
-    reduce: Callable[[list[float]], float] = {"product": math.prod, "minimum": min}[kind]
-    return [
-        reduce(known) if (known := [score for score in row if score is not None]) else None for row in _rows(parts)
-    ]
+    reduce: Callable[[list[float]], float] = math.prod if kind == "product" else min
+    return [reduce(known) if (known := [score for score in row if score is not None]) else None for row in _rows(parts)]
 
 
 def _rows(parts: list[Scores]) -> list[tuple[float | None, ...]]:

@@ -116,9 +116,7 @@ class EMANormalize(_Step):
         self._state = state
 
 
-Postprocessor = Annotated[
-    Clip | Scale | Threshold | Invert | Squash | EMANormalize, Field(discriminator="type")
-]
+Postprocessor = Annotated[Clip | Scale | Threshold | Invert | Squash | EMANormalize, Field(discriminator="type")]
 POSTPROCESSORS: TypeAdapter[Any] = TypeAdapter(Postprocessor)
 
 
@@ -128,4 +126,4 @@ def _sum_over_processes(*values: float) -> list[float]:
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
-    return total.tolist()  # type: ignore[no-any-return]
+    return total.tolist()

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, create_model
 from trl_ext.errors import ConfigError
 
 # Modules that register the built-in types when they are imported.
-FAMILIES = ("similarity",)
+FAMILIES = ("similarity", "reference")
+
+COMPOSITE_NAMES = ("weighted_sum", "product", "minimum", "conditioned")
 
 # What a scorer is called with beside its options: never an option of a spec.
 _BATCH_PARAMETERS = ("self", "completions", "target", "prompts")
@@ -59,31 +61,33 @@ def register_reward(
 ) -> Callable[[Registered], Registered]:
     """Decorator that registers a function or a class as the reward type `name`.
 
-    A function is the scorer: `(completions, target=None, prompts=None, **columns) -> list[float | None]`. Completions and
-    prompts are text, plain or from chat; `target` is the reference of each completion (or a list of references); the
-    columns are those of the dataset that it names. None means "cannot be scored". A class takes its options in `__init__`
-    (these are what a spec may contain) and is such a function when called.
+    A function is the scorer: `(completions, target=None, prompts=None, **columns) -> list[float | None]`. Completions
+    and prompts are text, plain or from chat; `target` is the reference of each completion (or a list of references);
+    the columns are those of the dataset that it names. None means "cannot be scored". A class takes its options in
+    `__init__` (these are what a spec may contain) and is such a function when called.
 
     Args:
         range: the worst and the best value.
         per_completion: False if a score depends on the other completions of the batch.
-        leans_on, extra, needs_model, cost: for the tables in the docs: a package, the extra of trl-ext that installs it,
-            whether a model is loaded, and the time per completion.
+        leans_on, extra, needs_model, cost: for the tables in the docs: a package, the extra of trl-ext that installs
+            it, whether a model is loaded, and the time per completion.
 
     Raises:
         ConfigError: the name or an alias is taken.
     """
 
     def register(scorer: Registered) -> Registered:
-        for taken in (name, *aliases):
-            if taken in _TYPES or taken in _ALIASES:
+        if not scorer.__module__.startswith("trl_ext."):
+            _import_families()  # first come, so that their names are taken
+        for taken in (name, *aliases):  # `weighted_sum` and kin are no types, but names in a spec all the same
+            if taken in _TYPES or taken in _ALIASES or taken in COMPOSITE_NAMES:
                 raise ConfigError(f"reward type {taken!r} is registered already: choose another name")
         is_class = inspect.isclass(scorer)
         documentation = inspect.cleandoc(scorer.__doc__ or "")
         _TYPES[name] = RewardType(
             name=name,
             make=scorer if is_class else (lambda: scorer),
-            options=_options_model(name, scorer) if is_class else create_model(name, __config__=_STRICT),
+            options=_options_model(name, scorer) if inspect.isclass(scorer) else create_model(name, __config__=_STRICT),
             summary=documentation.partition("\n")[0],
             documentation=documentation,
             range=range,

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_ext.rewards.registry import register_reward
 
+MAX_CHARACTERS = 20_000
 WORD = re.compile(r"\w+")
 _ARTICLE_OR_PUNCTUATION = re.compile(r"\b(a|an|the)\b|[^\w\s]")
 
@@ -27,8 +28,8 @@ def words(text: str) -> list[str]:
 class ExactMatch:
     """1 where the completion is the reference, surrounding whitespace aside, else 0.
 
-    `normalize` also takes out case, punctuation, the articles a, an, the and repeated whitespace, as SQuAD's metric does
-    (Rajpurkar et al., arXiv 1606.05250).
+    `normalize` also takes out case, punctuation, the articles a, an, the and repeated whitespace, as SQuAD's metric
+    does (Rajpurkar et al., arXiv 1606.05250).
     """
 
     def __init__(self, normalize: bool = False):
@@ -72,7 +73,10 @@ def token_f1(completions: list[str], target: list[Any]) -> list[float | None]:
 
 @register_reward("levenshtein", leans_on="rapidfuzz", extra="rewards", cost="1 us")
 class Levenshtein:
-    """1 - edit distance / length of the longer text, in characters. Two empty texts give 1."""
+    """1 - edit distance / length of the longer text, in characters. Two empty texts give 1.
+
+    The first 20,000 characters (`MAX_CHARACTERS`) of each text count: the time grows with the product of the lengths.
+    """
 
     def __init__(self, lowercase: bool = False):
         self.lowercase = lowercase
@@ -80,10 +84,10 @@ class Levenshtein:
     def __call__(self, completions: list[str], target: list[Any]) -> list[float | None]:
         from rapidfuzz.distance import Levenshtein as distance
 
-        fold: Callable[[str], str] = str.lower if self.lowercase else str
-        return [
-            best_over_references(
-                lambda completion, reference: distance.normalized_similarity(fold(completion), fold(reference)), c, t
-            )
-            for c, t in zip(completions, target, strict=True)
-        ]
+        def plain(text: str) -> str:
+            return text[:MAX_CHARACTERS].lower() if self.lowercase else text[:MAX_CHARACTERS]
+
+        def score(completion: str, reference: str) -> float:
+            return float(distance.normalized_similarity(plain(completion), plain(reference)))
+
+        return [best_over_references(score, c, t) for c, t in zip(completions, target, strict=True)]

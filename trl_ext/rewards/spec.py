@@ -112,7 +112,7 @@ def parse(spec: Any, path: str = "") -> Node:
             raise ConfigError(f"{_join(path, 'type')}: {error}, {', '.join(COMPOSITES)}") from None
         options_model = reward_type.options
     _refuse_unknown_keys(spec, ["type", *Common.model_fields, *options_model.model_fields], path, name)
-    common = _validate(Common, {key: spec[key] for key in spec if key in Common.model_fields}, path)
+    common: Common = _validate(Common, {key: spec[key] for key in spec if key in Common.model_fields}, path)
     checked = _validate(options_model, {key: spec[key] for key in spec if key in options_model.model_fields}, path)
     options = {key: getattr(checked, key) for key in options_model.model_fields}
     node = Node(name, where, common, options, spec, reward_type)
@@ -139,7 +139,7 @@ def _refuse_unknown_keys(spec: Iterable[str], known: list[str], path: str, name:
             raise ConfigError(f"{_join(path, key)}: no such option of {name!r}; {hint}")
 
 
-def _validate(model: type[BaseModel], values: dict[str, Any], path: str) -> BaseModel | Any:
+def _validate(model: type[BaseModel], values: dict[str, Any], path: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 class RewardStateCallback(TrainerCallback):
     """Saves the averages of every `ema_normalize` with each checkpoint and restores them on resume.
 
-    Give it the rewards that the trainer has: `callbacks=[RewardStateCallback(reward_funcs)]`. Those not made from a spec
-    are passed over.
+    Give it the rewards that the trainer has: `callbacks=[RewardStateCallback(reward_funcs)]`. Those not made from a
+    spec are passed over.
     """
 
     def __init__(self, rewards: list[Any]):

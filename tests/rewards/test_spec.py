@@ -1,0 +1,56 @@
+import json
+import math
+
+import pytest
+
+from trl_ext.errors import ConfigError
+from trl_ext.rewards import make_reward
+
+LEAF = {"type": "exact_match"}
+BAD = [
+    ({"type": "weighted_sum", "components": [LEAF, LEAF, {**LEAF, "postprocess": [{"type": "clip", "max": -1}]}]},
+     r"components[2].postprocess[0].max = -1.0: must be greater than min (0.0)"),
+    ({**LEAF, "weigth": 1}, "weigth: no such option of 'exact_match'; did you mean weight?"),
+    ({**LEAF, "weight": math.nan}, "weight = nan: input should be a finite number"),
+    ({**LEAF, "weight": "much"}, "weight = 'much': input should be a valid number"),
+    ({**LEAF, "normalize": "maybe"}, "normalize = 'maybe': input should be a valid boolean"),
+    ({**LEAF, "postprocess": [{"type": "clop"}]}, "postprocess[0] = {'type': 'clop'}: input tag 'clop'"),
+    ({**LEAF, "postprocess": [{"type": "clip", "low": 1}]}, "postprocess[0].low: no such option"),
+    ({**LEAF, "postprocess": [{"type": "squash", "width": 0}]}, "postprocess[0].width = 0"),
+    ({**LEAF, "postprocess": [{"type": "ema_normalize", "decay": 1}]}, "postprocess[0].decay = 1"),
+    ({**LEAF, "extract": "regex"}, "extract = 'regex': extract by regex needs 'pattern'"),
+    ({**LEAF, "extract": {"type": "regex", "pattern": "("}}, "pattern '(' is malformed"),
+    ({**LEAF, "extract": "tag"}, "extract by tag needs 'tag'"),
+    ({**LEAF, "on_error": "ignore"}, "on_error = 'ignore': input should be 'raise' or 'none'"),
+    ({"type": "weighted_sum"}, "components: must be given"),
+    ({"type": "product", "components": []}, "components = []: list should have at least 1 item"),
+    ({"type": "weighted_sum", "components": [{"type": "minimum", "components": [{"type": "nope"}]}]},
+     "components[0].components[0].type: no reward type 'nope'"),
+    ({"type": "conditioned", "reward": LEAF}, "on: must be given"),
+    ({"type": "conditioned", "reward": LEAF, "on": {"typ": "x"}}, "on: needs a 'type'"),
+    ({"components": [LEAF]}, "spec: needs a 'type'"),
+    ([LEAF], "a reward spec must be a JSON object, this is a list"),
+    ("{", "reward spec is not JSON"),
+    ("missing.json", "reward spec 'missing.json' cannot be read: No such file or directory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "message"), BAD)
+def test_bad_specs_are_refused_in_one_line_that_names_the_place(spec, message):
+    with pytest.raises(ConfigError) as error:
+        make_reward(spec)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dict_a_string_a_file_and_the_source_documents_wrapper_are_the_same(tmp_path):
+    spec = {"type": "weighted_sum", "components": [{**LEAF, "weight": 3.0}, {"type": "jaccard", "weight": 1.0}]}
+    path = tmp_path / "reward.json"
+    path.write_text(json.dumps({"$schema": "schema.json", **spec}))
+    sources = [spec, json.dumps(spec), str(path), path, {"REWARD": spec}, json.dumps({"REWARD": spec})]
+    scores = [make_reward(source).score("a b", "a c") for source in sources]
+    assert scores == [pytest.approx(0.25 / 3)] * 6
+
+
+def test_types_are_read_in_any_case():
+    assert make_reward({"type": "Exact_Match"}).score("a", "a") == 1.0

@@ -1,0 +1,149 @@
+"""The command `trl-ext`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trl_ext.errors import ConfigError, TrlExtError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line `argv` (default: the program's own). A wrong argument ends the program with one line."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except TrlExtError as error:
+        sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trl-ext", description="Tools around the trainers and rewards of trl-ext.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    rewards = commands.add_parser("rewards", help="list reward types, check and try out reward specs")
+    actions = rewards.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        sub.add_argument("--plugins", nargs="*", default=[], metavar="FILE.py", help="files that register reward types")
+        sub.set_defaults(run=run)
+        return sub
+
+    action("list", _list, "list the reward types with their range, what they need and what they cost")
+    show = action("show", _show, "show one reward type: its options, range, source and an example")
+    show.add_argument("type", help="the name of a reward type")
+    action("schema", _schema, "print the JSON Schema of reward specs, so that editors complete them")
+    score = action("score", _score, "score the completions of a file with a spec, to see what the spec does")
+    score.add_argument("--spec", required=True, help="the reward spec: a JSON file or a JSON string")
+    score.add_argument(
+        "--data", required=True, metavar="FILE.jsonl", help="rows with `completion`, `prompt` and columns"
+    )
+    score.add_argument("--output", metavar="FILE.parquet", help="where the rows with their scores go")
+    score.add_argument("--histogram", metavar="FILE.png", help="where a picture of the scores goes")
+    score.add_argument("--batch_size", type=int, default=512, help="completions per call (default: %(default)s)")
+    return parser
+
+
+def _list(args: argparse.Namespace) -> None:
+    from trl_ext.rewards.build import load_plugins
+    from trl_ext.rewards.catalog import catalog_table
+
+    load_plugins(args.plugins)
+    print(catalog_table())
+
+
+def _show(args: argparse.Namespace) -> None:
+    from trl_ext.rewards.build import load_plugins
+    from trl_ext.rewards.catalog import describe
+
+    load_plugins(args.plugins)
+    print(describe(args.type))
+
+
+def _schema(args: argparse.Namespace) -> None:
+    from trl_ext.rewards.build import load_plugins
+    from trl_ext.rewards.catalog import json_schema
+
+    load_plugins(args.plugins)
+    print(json.dumps(json_schema(), indent=2))
+
+
+def _score(args: argparse.Namespace) -> None:
+    import pandas as pd
+    from tqdm import tqdm
+
+    from trl_ext.rewards import make_reward
+    from trl_ext.rewards.text import as_text
+
+    reward = make_reward(args.spec, args.plugins)
+    parts = [reward, *reward.children]
+    scores: dict[str, list[float | None]] = {part.__name__: [] for part in parts}
+    rows = _read_rows(args.data)
+    with tqdm(total=len(rows), unit=" completions", disable=None) as progress:
+        for batch in _batches(rows, args.batch_size):
+            columns = {name: [row.get(name) for row in batch] for name in sorted({key for row in batch for key in row})}
+            completions, prompts = columns.pop("completion"), columns.pop("prompt", None)
+            for part in parts:
+                scores[part.__name__] += part(completions, prompts, **columns)  # type: ignore[arg-type]
+            progress.update(len(batch))
+    table = pd.DataFrame(scores, dtype="float64")
+    print(_summary(table))
+    if args.output:
+        for row in rows:  # a column is text or chat, not both
+            row |= {key: as_text(row[key]) for key in ("completion", "prompt") if key in row}
+        pd.concat([pd.DataFrame(rows), table.add_prefix("score_")], axis=1).to_parquet(args.output)
+    if args.histogram:
+        _histogram(table, args.histogram)
+
+
+def _read_rows(path: str) -> list[dict[str, Any]]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"--data {path!r} cannot be read: {error.strerror or error}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number} is not JSON: {error}") from None
+        if not isinstance(row, dict) or "completion" not in row:
+            raise ConfigError(f"{path}:{number}: must be an object with a 'completion'")
+        rows.append(row)
+    if not rows:
+        raise ConfigError(f"{path} is empty: it must have a row per completion")
+    return rows
+
+
+def _batches(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    if size < 1:
+        raise ConfigError(f"--batch_size = {size}: must be at least 1")
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _summary(table: Any) -> str:
+    lines = [f"{'':<28}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}{'None':>8}"]
+    for name, column in table.items():
+        known = column.dropna()
+        numbers = [known.mean(), known.std(ddof=0), known.min(), known.max()]
+        lines.append(f"{name:<28}" + "".join(f"{x:>10.4f}" for x in numbers) + f"{column.isna().sum():>8}")
+    return "\n".join(lines)
+
+
+def _histogram(table: Any, path: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 1.2 + 1.5 * len(table.columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(table.columns), 1, squeeze=False)[:, 0]
+    for axis, (name, column) in zip(axes, table.items(), strict=True):
+        axis.hist(column.dropna(), bins=30, color="C0")
+        axis.set_title(f"{name} ({column.isna().sum()} not scored)", fontsize="small", loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("score")
+    figure.supylabel("completions", fontsize="small")
+    figure.savefig(path, dpi=150)
