@@ -16,6 +16,7 @@ OPTIONS = {
     "format": {"pattern": r"(a+)+b"},
     "json_schema": {"schema": {"type": "object"}},
     "length": {"max": 10},
+    "readability": {"min": 30, "soft": 20},
 }
 ENTRY = json.dumps({"question": "1 + 1", "answer": "2", "metadata": {"source_dataset": "chain_sum"}})
 HOSTILE = [
@@ -26,7 +27,7 @@ HOSTILE = [
     "a" * 1_000_000,
     "word " * 200_000,
     "مرحبا بالعالم ‏",
-    "你好，世界。" * 50,
+    "你好世界" * 50,
     "🙂👩‍👩‍👧‍👦" * 100,
     "[" * 50_000,
     "\\boxed{" * 5_000,

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import typing
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from trl_ext.errors import ConfigError
 
 # Modules that register the built-in types when they are imported.
-FAMILIES = ("similarity", "reference")
+FAMILIES = ("similarity", "reference", "structure", "json_schema", "entities", "diversity", "style")
 
 COMPOSITE_NAMES = ("weighted_sum", "product", "minimum", "conditioned")
 
@@ -114,7 +115,10 @@ def _options_model(name: str, scorer: type) -> type[BaseModel]:
         if parameter.name not in _BATCH_PARAMETERS:
             required = parameter.default is inspect.Parameter.empty
             fields[parameter.name] = (hints.get(parameter.name, Any), ... if required else parameter.default)
-    return create_model(name, __config__=_STRICT, **fields)
+    with warnings.catch_warnings():
+        # an option may be called `schema`: pydantic warns that it hides a deprecated method, which nobody calls
+        warnings.filterwarnings("ignore", message="Field name .* shadows an attribute in parent")
+        return create_model(name, __config__=_STRICT, **fields)
 
 
 def get_reward_type(name: str) -> RewardType:
