@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from tests.trainers.training import config
 from trl_ext import CISPOConfig
-from trl_ext.errors import ConfigError, DatasetError
+from trl_ext.errors import ConfigError, DatasetError, RewardError
 from trl_ext.recipe import RecipeArguments, load_task
 
 ROWS = [{"prompt": "a", "solution": "1"}, {"prompt": "b", "solution": "2"}]
@@ -45,6 +45,9 @@ def test_reasoning_gym_takes_options_as_json_and_as_a_mapping():
     as_json = load(dataset_name="reasoning_gym:chain_sum", task_options='{"size": 10, "max_terms": 2}')
     as_mapping = load(dataset_name="reasoning_gym:chain_sum", task_options={"size": 10, "max_terms": 2})
     assert (len(as_json.train_dataset), len(as_json.heldout_dataset)) == (8, 2)
+    assert [reward.__name__ for reward in as_json.reward_funcs] == ["reasoning_gym"]
+    with pytest.raises(RewardError, match="the scorer of 'countdown' runs completions as Python code"):
+        load(dataset_name="reasoning_gym:countdown", task_options='{"size": 4}')
     assert as_json.train_dataset[:] == as_mapping.train_dataset[:]
 
 

@@ -1,4 +1,4 @@
-"""Tasks of reasoning-gym as chat prompts, scored by each task's own scorer. Procedural: nothing is downloaded."""
+"""Tasks of reasoning-gym as chat prompts. Procedural: nothing is downloaded. The reward `reasoning_gym` scores them."""
 
 import difflib
 import json
@@ -28,20 +28,6 @@ def reasoning_gym_prompts(task: str, size: int = 500, seed: int = 0, **options: 
         for entry in problems
     ]
     return Dataset.from_list(rows)
-
-
-def reasoning_gym_score(completions: list[Any], entry: list[str], **columns: Any) -> list[float]:
-    """TRL reward callable: the task's own score, in [0, 1], of what stands in `<answer>` tags, or of the whole text."""
-    from reasoning_gym import get_score_answer_fn
-    from reasoning_gym.utils import extract_answer
-
-    scores = []
-    for completion, encoded in zip(completions, entry, strict=True):
-        problem = json.loads(encoded)
-        text = completion if isinstance(completion, str) else completion[-1]["content"]
-        score = get_score_answer_fn(problem["metadata"]["source_dataset"])
-        scores.append(float(score(extract_answer(text) or text.strip(), problem)))
-    return scores
 
 
 def _create(task: str, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from trl import GRPOConfig, ModelConfig
 
 from trl_ext.errors import ConfigError, DatasetError
 from trl_ext.recipe.arguments import TRL_REWARDS, RecipeArguments
-from trl_ext.rewards import make_reward_funcs
+from trl_ext.rewards import make_reward, make_reward_funcs
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -104,11 +104,13 @@ def _load_prompts(recipe_args: RecipeArguments, seed: int) -> tuple[Any, Any, li
 
         return *arithmetic_prompts(), [exact_answer], "accuracy"
     if family == "reasoning_gym":
-        from trl_ext.builtin.reasoning_gym import reasoning_gym_prompts, reasoning_gym_score
+        from trl_ext.builtin.reasoning_gym import reasoning_gym_prompts
 
         prompts: Dataset = reasoning_gym_prompts(task, **{"seed": seed, **_options(recipe_args.task_options)})
+        reward = make_reward({"type": "reasoning_gym"})
+        reward(["", ""], entry=prompts["entry"][:2])  # a task that cannot be scored is refused now
         splits = prompts.train_test_split(test_size=0.2, seed=seed)
-        return splits["train"], splits["test"], [reasoning_gym_score], "reward"
+        return splits["train"], splits["test"], [reward], "reward"
     splits = _load_splits(recipe_args, name)
     if recipe_args.dataset_train_split not in splits:
         raise DatasetError(

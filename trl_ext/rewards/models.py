@@ -11,7 +11,7 @@ from trl_ext.errors import ModelNotFoundError
 Result = TypeVar("Result")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_model(auto_class: str, name: str) -> tuple[Any, Any]:
     """The model (eval mode, no gradients, on this process's device) and the tokenizer of a folder or a Hub name.
 

@@ -14,7 +14,18 @@ from pydantic import BaseModel, ConfigDict, create_model
 from trl_ext.errors import ConfigError
 
 # Modules that register the built-in types when they are imported.
-FAMILIES = ("similarity", "reference", "structure", "json_schema", "entities", "diversity", "style")
+FAMILIES = (
+    "similarity",
+    "reference",
+    "structure",
+    "json_schema",
+    "entities",
+    "diversity",
+    "style",
+    "numeric",
+    "mathematics",
+    "reasoning_gym",
+)
 
 COMPOSITE_NAMES = ("weighted_sum", "product", "minimum", "conditioned")
 
