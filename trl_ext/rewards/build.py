@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_ext.errors import ConfigError, MissingExtraError, RewardError
+from trl_ext.errors import ConfigError, MissingExtraError, RewardError, TrlExtError
 from trl_ext.rewards.composites import combine
 from trl_ext.rewards.postprocess import EMANormalize, Scores
 from trl_ext.rewards.spec import Node, load_spec, parse
@@ -128,8 +128,8 @@ class Reward:
     def _guarded(self, batch: Batch, rows: list[int]) -> Scores:
         try:
             return self._score_rows(batch, rows)
-        except RewardError:
-            raise  # the spec and the dataset do not fit: no error of one batch
+        except TrlExtError:
+            raise  # the spec, the dataset or the model do not fit: no error of one batch
         except ImportError as error:
             raise MissingExtraError(
                 f"{self.__name__} needs {error.name}: pip install 'trl-ext[{self._extra}]'"

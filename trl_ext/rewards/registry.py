@@ -25,6 +25,13 @@ FAMILIES = (
     "numeric",
     "mathematics",
     "reasoning_gym",
+    "classifiers",
+    "classifier_presets",
+    "entailment",
+    "judge",
+    "embedding",
+    "language_model",
+    "reward_model",
 )
 
 COMPOSITE_NAMES = ("weighted_sum", "product", "minimum", "conditioned")
