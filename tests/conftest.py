@@ -22,3 +22,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     tiny_model(hidden_size=32).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def registered_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reward types that a test registers, by decorator or plugin, are gone after it."""
+    from trl_ext.rewards import build, list_rewards, registry
+
+    list_rewards()  # all built-in types are there
+    monkeypatch.setattr(registry, "_TYPES", dict(registry._TYPES))
+    monkeypatch.setattr(registry, "_ALIASES", dict(registry._ALIASES))
+    monkeypatch.setattr(build, "_loaded_plugins", set(build._loaded_plugins))

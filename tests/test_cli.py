@@ -57,9 +57,6 @@ def test_plugins_are_loaded_for_every_action(tmp_path, capsys):
     )
     main(["rewards", "show", "shouting", "--plugins", str(plugin)])
     assert "The share of capital letters." in capsys.readouterr().out
-    from trl_ext.rewards import registry
-
-    del registry._TYPES["shouting"]  # as other tests expect the registry
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from trl_ext.errors import ConfigError, MissingExtraError, RewardError
-from trl_ext.rewards import list_rewards, make_reward, make_reward_funcs, register_reward, registry
+from trl_ext.rewards import make_reward, make_reward_funcs, register_reward
 
 SUM = {
     "type": "weighted_sum",
@@ -18,7 +18,7 @@ SUM = {
 
 
 @pytest.fixture
-def failing(monkeypatch):
+def failing():
     """A reward type that raises on "boom", scores its other completions by their length, and counts its calls."""
     calls = []
 
@@ -28,12 +28,8 @@ def failing(monkeypatch):
             raise ZeroDivisionError("no")
         return [{"inf": math.inf, "nan": math.nan}.get(text, float(len(text))) for text in completions]
 
-    list_rewards()  # all built-in types are there
-    types = dict(registry._TYPES)
     register_reward("failing")(score)
-    yield calls
-    registry._TYPES.clear()
-    registry._TYPES.update(types)
+    return calls
 
 
 def test_one_callable_equals_trls_weighted_sum_of_the_functions():

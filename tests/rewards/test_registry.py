@@ -1,22 +1,9 @@
 import pytest
 
 from trl_ext.errors import ConfigError
-from trl_ext.rewards import list_rewards, make_reward, register_reward, registry
+from trl_ext.rewards import list_rewards, make_reward, register_reward
 
 
-@pytest.fixture
-def own_types():
-    """Reward types that a test registers are gone after it."""
-    list_rewards()  # all built-in types are there
-    types, aliases = dict(registry._TYPES), dict(registry._ALIASES)
-    yield
-    registry._TYPES.clear()
-    registry._TYPES.update(types)
-    registry._ALIASES.clear()
-    registry._ALIASES.update(aliases)
-
-
-@pytest.mark.usefixtures("own_types")
 def test_a_function_becomes_a_type_and_sees_text_whatever_the_format():
     seen = {}
 
@@ -44,7 +31,6 @@ def test_a_function_becomes_a_type_and_sees_text_whatever_the_format():
     }
 
 
-@pytest.mark.usefixtures("own_types")
 def test_the_options_of_a_class_are_what_a_spec_may_contain():
     @register_reward("long_enough", aliases=("long",))
     class LongEnough:
@@ -67,7 +53,6 @@ def test_the_options_of_a_class_are_what_a_spec_may_contain():
             make_reward({"type": "long_enough", **message})
 
 
-@pytest.mark.usefixtures("own_types")
 def test_a_name_can_be_taken_once():
     register_reward("mine", aliases=("my_alias",))(lambda completions: [])
     for taken in ("mine", "my_alias", "exact_match", "weighted_sum"):
