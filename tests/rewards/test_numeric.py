@@ -2,27 +2,9 @@ import math
 
 import pytest
 
+from tests.rewards.verifying import HOSTILE, each
 from trl_ext.errors import ConfigError
 from trl_ext.rewards import make_reward, numeric
-
-HOSTILE = [
-    "",
-    " \n\t",
-    "\0",
-    "\ud800",
-    "😀" * 50,
-    "שלום ٤٢",
-    "a" * 10**6,
-    "\\boxed{",
-    "answer \\boxed{\0}",
-    "}{" * 1000,
-]
-
-
-def each(spec: dict, completions: list[str], target: list) -> list[float | None]:
-    scores = [make_reward(spec).score(c, t) for c, t in zip(completions, target, strict=True)]
-    return [None if math.isnan(score) else score for score in scores]
-
 
 # numeric
 

@@ -4,22 +4,9 @@ import re
 
 import pytest
 
+from tests.rewards.verifying import HOSTILE
 from trl_ext.errors import RewardError
 from trl_ext.rewards import make_reward, reasoning_gym
-
-HOSTILE = [
-    "",
-    " \n\t",
-    "\0",
-    "\ud800",
-    "😀" * 50,
-    "שלום ٤٢",
-    "a" * 10**6,
-    "\\boxed{",
-    "answer \\boxed{\0}",
-    "}{" * 1000,
-]
-
 
 ENTRY = {"question": "4 + 3 =", "answer": "7", "metadata": {"source_dataset": "chain_sum"}}
 

@@ -18,6 +18,14 @@ def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
+def prompt_groups(prompts: list[str]) -> list[list[int]]:
+    """The rows of each prompt that has several completions."""
+    groups: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(row)
+    return [rows for rows in groups.values() if len(rows) > 1]
+
+
 def _check_n(n: int) -> None:
     if not 1 <= n <= 10:  # the memory of a long text grows with n
         raise ValueError(f"n = {n}: must be from 1 to 10")
@@ -38,13 +46,8 @@ class Diversity:
         self.n = n
 
     def __call__(self, completions: list[str], prompts: list[str]) -> list[float | None]:
-        groups: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(row)
         scores: list[float | None] = [None] * len(completions)
-        for rows in groups.values():
-            if len(rows) == 1:
-                continue
+        for rows in prompt_groups(prompts):
             distinct = [set(ngrams(completions[row], self.n)) for row in rows]
             owners = Counter(gram for grams in distinct for gram in grams)
             for row, grams in zip(rows, distinct, strict=True):

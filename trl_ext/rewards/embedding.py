@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trl_ext.errors import ModelNotFoundError
+from trl_ext.rewards.diversity import prompt_groups
 from trl_ext.rewards.models import load_model, run_by_length
 from trl_ext.rewards.registry import register_reward
 from trl_ext.rewards.similarity import best_over_references
@@ -159,13 +160,8 @@ class Exploration(_Embedder):
 
     def __call__(self, completions: list[str], prompts: list[str]) -> list[float | None]:
         vectors = self._vectors(completions)
-        groups: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(row)
         scores: list[float | None] = [None] * len(completions)
-        for rows in groups.values():
-            if len(rows) == 1:
-                continue
+        for rows in prompt_groups(prompts):
             group = torch.stack([vectors[completions[row]] for row in rows])
             to_others = group @ group.sum(0) - (group * group).sum(-1)  # a sum of cosines in linear time and memory
             for row, vector, cosines in zip(rows, group, to_others.tolist(), strict=True):

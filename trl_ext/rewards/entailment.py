@@ -3,6 +3,7 @@
 In all of them a blank completion says nothing and scores 0. Texts are cut as `classifiers.classify` says.
 """
 
+import abc
 from typing import Any, Literal
 
 from trl_ext.errors import ConfigError, RewardError
@@ -108,13 +109,14 @@ class NLI(_Inference):
         return _best(pairs_of, completions, score)
 
 
-class _AgainstReference(_Inference):
+class _AgainstReference(_Inference, abc.ABC):
     def __call__(self, completions: list[str], target: list[Any]) -> list[float | None]:
         pairs_of = [[(known, c) for known in _references(t)] for c, t in zip(completions, target, strict=True)]
         return _best(pairs_of, completions, self.score)
 
+    @abc.abstractmethod
     def score(self, pairs: list[tuple[str, str]]) -> Any:
-        raise NotImplementedError
+        """The score of each (reference, completion) pair."""
 
 
 @register_reward("factual_accuracy", leans_on="transformers", needs_model=True, cost="200 ms")
