@@ -27,9 +27,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def registered_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reward types that a test registers, by decorator or plugin, are gone after it."""
-    from trl_ext.rewards import build, list_rewards, registry
+    from trl_ext.rewards import list_rewards, plugins, registry
 
     list_rewards()  # all built-in types are there
     monkeypatch.setattr(registry, "_TYPES", dict(registry._TYPES))
     monkeypatch.setattr(registry, "_ALIASES", dict(registry._ALIASES))
-    monkeypatch.setattr(build, "_loaded_plugins", set(build._loaded_plugins))
+    monkeypatch.setattr(plugins, "_loaded", set(plugins._loaded))

@@ -47,24 +47,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from trl_ext.rewards.build import load_plugins
     from trl_ext.rewards.catalog import catalog_table
+    from trl_ext.rewards.plugins import load_plugins
 
     load_plugins(args.plugins)
     print(catalog_table())
 
 
 def _show(args: argparse.Namespace) -> None:
-    from trl_ext.rewards.build import load_plugins
     from trl_ext.rewards.catalog import describe
+    from trl_ext.rewards.plugins import load_plugins
 
     load_plugins(args.plugins)
     print(describe(args.type))
 
 
 def _schema(args: argparse.Namespace) -> None:
-    from trl_ext.rewards.build import load_plugins
     from trl_ext.rewards.catalog import json_schema
+    from trl_ext.rewards.plugins import load_plugins
 
     load_plugins(args.plugins)
     print(json.dumps(json_schema(), indent=2))
@@ -78,15 +78,14 @@ def _score(args: argparse.Namespace) -> None:
     from trl_ext.rewards.text import as_text
 
     reward = make_reward(args.spec, args.plugins)
-    parts = [reward, *reward.children]
-    scores: dict[str, list[float | None]] = {part.__name__: [] for part in parts}
+    scores: dict[str, list[float | None]] = {part.__name__: [] for part in reward.parts()}
     rows = _read_rows(args.data)
     with tqdm(total=len(rows), unit=" completions", disable=None) as progress:
         for batch in _batches(rows, args.batch_size):
             columns = {name: [row.get(name) for row in batch] for name in sorted({key for row in batch for key in row})}
             completions, prompts = columns.pop("completion"), columns.pop("prompt", None)
-            for part in parts:
-                scores[part.__name__] += part(completions, prompts, **columns)  # type: ignore[arg-type]
+            for name, part in reward.breakdown(completions, prompts, **columns).items():
+                scores[name] += part
             progress.update(len(batch))
     table = pd.DataFrame(scores, dtype="float64")
     print(_summary(table))

@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from trl_ext.rewards.registry import RewardType, get_reward_type, list_rewards
-from trl_ext.rewards.spec import COMPOSITES, Common
+from trl_ext.rewards.spec import COMPOSITES, Common, common_options
 
 COLUMNS = ("type", "range", "leans on", "extra", "model", "cost", "what it is")
 
@@ -46,15 +47,17 @@ def describe(name: str) -> str:
     reward = get_reward_type(name)
     lines = [reward.name, "", reward.documentation, ""]
     lines += [f"{column}: {cell}" for column, cell in zip(COLUMNS[1:-1], _row(reward)[1:-1], strict=True)]
-    lines += ["", "Options:", *_options(reward.options), "", "Options of every type:", *_options(Common)]
+    lines += ["", "Options:", *_options(reward.options)]
+    lines += ["", "Options of every type:", *_options(Common, common_options(reward.options))]
     required = {key: "..." for key, field in reward.options.model_fields.items() if field.is_required()}
     example = {"type": reward.name, **required, "weight": 1.0}
     return "\n".join([*lines, "", "Example:", f"  {json.dumps(example)}"])
 
 
-def _options(model: type[BaseModel]) -> list[str]:
+def _options(model: type[BaseModel], names: Sequence[str] | None = None) -> list[str]:
     described = []
-    for key, field in model.model_fields.items():
+    for key in model.model_fields if names is None else names:
+        field = model.model_fields[key]
         kind = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
         kind = re.sub(r"Annotated\[([^,]*), .*\]", r"\1]", kind)  # a union, without what tells its members apart
         kind = re.sub(r"(\w+\.)+(?=\w)", "", kind)

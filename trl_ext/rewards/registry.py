@@ -46,7 +46,8 @@ Registered = TypeVar("Registered", bound=Callable[..., Any])
 class RewardType:
     """A registered reward. `make(**options)` gives its scorer, which maps a batch to one float or None per completion.
 
-    `range` is (worst, best). `per_completion` is False for a reward that compares the completions of a batch.
+    `range` is (worst, best). `per_completion` is False for a reward that compares the completions of a batch, `waits`
+    True for one that waits for a server or other processes.
     """
 
     name: str
@@ -60,6 +61,7 @@ class RewardType:
     needs_model: bool
     cost: str
     per_completion: bool
+    waits: bool
     aliases: tuple[str, ...]
 
 
@@ -77,6 +79,7 @@ def register_reward(
     needs_model: bool = False,
     cost: str = "-",
     per_completion: bool = True,
+    waits: bool = False,
 ) -> Callable[[Registered], Registered]:
     """Decorator that registers a function or a class as the reward type `name`.
 
@@ -88,6 +91,7 @@ def register_reward(
     Args:
         range: the worst and the best value.
         per_completion: False if a score depends on the other completions of the batch.
+        waits: True if it waits for a server or other processes: it is called in a thread, beside those that compute.
         leans_on, extra, needs_model, cost: for the tables in the docs: a package, the extra of trl-ext that installs
             it, whether a model is loaded, and the time per completion.
 
@@ -115,6 +119,7 @@ def register_reward(
             needs_model=needs_model,
             cost=cost,
             per_completion=per_completion,
+            waits=waits,
             aliases=aliases,
         )
         _ALIASES.update(dict.fromkeys(aliases, name))

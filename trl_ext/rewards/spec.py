@@ -27,6 +27,8 @@ class Common(BaseModel):
     postprocess: list[Postprocessor] = Field([], description="What is done to the scores, in order.")
     on_error: Literal["raise", "none"] = Field("raise", description="none: a batch that raises is not scored.")
     max_errors: int = Field(10, ge=0, description="With on_error none: how many batches may raise before the run ends.")
+    timeout: float | None = Field(None, gt=0, description="Seconds that a batch may take; then it counts as raising.")
+    cache: str | None = Field(None, min_length=1, description="A folder that keeps scores, for other runs as well.")
 
 
 class SumOptions(BaseModel):
@@ -112,7 +114,8 @@ def parse(spec: Any, path: str = "") -> Node:
             raise ConfigError(f"{_join(path, 'type')}: {error}, {', '.join(COMPOSITES)}") from None
         options_model = reward_type.options
     _refuse_unknown_keys(spec, ["type", *Common.model_fields, *options_model.model_fields], path, name)
-    common: Common = _validate(Common, {key: spec[key] for key in spec if key in Common.model_fields}, path)
+    shared = common_options(options_model)
+    common: Common = _validate(Common, {key: spec[key] for key in spec if key in shared}, path)
     checked = _validate(options_model, {key: spec[key] for key in spec if key in options_model.model_fields}, path)
     options = {key: getattr(checked, key) for key in options_model.model_fields}
     node = Node(name, where, common, options, spec, reward_type)
@@ -125,6 +128,11 @@ def parse(spec: Any, path: str = "") -> Node:
         )
         node.children = [parse(part, _join(path, key)) for key, part in named]
     return node
+
+
+def common_options(options: type[BaseModel]) -> list[str]:
+    """The names of `Common` that a type leaves as they are: some have a `timeout` or a `cache` of their own."""
+    return [name for name in Common.model_fields if name not in options.model_fields]
 
 
 def _join(path: str, key: str) -> str:

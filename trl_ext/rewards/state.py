@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from trl_ext.rewards.build import Reward
+from trl_ext.rewards.reward import Reward
 
 FILE_NAME = "reward_state.json"
 logger = logging.getLogger(__name__)
