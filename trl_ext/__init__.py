@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from trl_ext.rewards.registry import list_rewards, register_reward
     from trl_ext.trainers.cispo_config import CISPOConfig
     from trl_ext.trainers.cispo_trainer import CISPOTrainer
+    from trl_ext.trainers.ppo_config import PPOConfig
+    from trl_ext.trainers.ppo_trainer import PPOTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -18,9 +20,20 @@ _PUBLIC = {
     "register_reward": "trl_ext.rewards.registry",
     "CISPOConfig": "trl_ext.trainers.cispo_config",
     "CISPOTrainer": "trl_ext.trainers.cispo_trainer",
+    "PPOConfig": "trl_ext.trainers.ppo_config",
+    "PPOTrainer": "trl_ext.trainers.ppo_trainer",
 }
 
-__all__ = ["CISPOConfig", "CISPOTrainer", "list_rewards", "make_reward", "make_reward_funcs", "register_reward"]
+__all__ = [
+    "CISPOConfig",
+    "CISPOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
+    "list_rewards",
+    "make_reward",
+    "make_reward_funcs",
+    "register_reward",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trl_ext.losses import generalized_advantage_estimate
+from trl_ext.losses import generalized_advantage_estimate, length_adaptive_lambda
 
 
 def slow_gae(rewards, values, mask, gamma, lam):
@@ -81,3 +81,11 @@ def test_no_gradient_flows(episode):
     advantages, returns = generalized_advantage_estimate(rewards, values.requires_grad_(), mask)
     assert not advantages.requires_grad
     assert not returns.requires_grad
+
+
+def test_length_adaptive_lambda_by_hand():
+    mask = torch.zeros(4, 400)
+    for row, length in enumerate((400, 40, 10, 0)):
+        mask[row, :length] = 1
+    mask[0, 5] = 0  # a tool's token
+    assert length_adaptive_lambda(mask, 0.05).tolist() == pytest.approx([1 - 1 / (0.05 * 399), 0.5, 0.0, 0.0])

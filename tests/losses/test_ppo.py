@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trl_ext.losses import ppo_clip_loss, value_loss
+from trl_ext.losses import policy_clip_fraction, ppo_clip_loss, token_rewards, value_clip_fraction, value_loss
 
 
 def slow_ppo(batch, low, high):
@@ -83,3 +83,32 @@ def test_value_loss_of_micro_batches_adds_up(batch):
         for i in (0, 2, 4)
     ]
     assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+def test_the_score_stands_on_the_last_token_that_counts_and_the_kl_on_each():
+    mask = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+    kl = torch.tensor([[1.0, 2.0, torch.nan, 4.0, torch.inf]]).expand(3, 5)
+    rewards = token_rewards(torch.tensor([10.0, 20.0, 30.0]), mask, kl, 0.5)
+    assert rewards.tolist() == [[-0.5, -1.0, 0.0, 8.0, 0.0], [19.5, 0.0, 0.0, 0.0, 0.0], [0.0] * 5]
+    assert token_rewards(torch.tensor([10.0]), mask[:1], None, 0.5).tolist() == [[0.0, 0.0, 0.0, 10.0, 0.0]]
+
+
+def test_a_score_that_is_missing_reaches_no_token_of_a_row_that_does_not_count():
+    rewards = token_rewards(torch.tensor([torch.nan, 1.0]), torch.tensor([[0, 0], [1, 0]]), None, 0.0)
+    assert rewards.tolist() == [[0.0, 0.0], [1.0, 0.0]]
+
+
+def test_clip_fractions_count_the_tokens_that_have_no_gradient(batch):
+    arguments = (batch.per_token_logps, batch.old_per_token_logps, batch.advantages, batch.completion_mask)
+    (gradient,) = torch.autograd.grad(ppo_clip_loss(*arguments), batch.per_token_logps)
+    without = ((gradient == 0) & batch.completion_mask.bool()).sum() / batch.completion_mask.sum()
+    assert 0 < without < 1
+    assert policy_clip_fraction(*arguments).item() == pytest.approx(without.item())
+
+
+def test_value_clip_fraction_by_hand():
+    values, old = torch.tensor([[1.0, 1.0, 0.1, 5.0]]), torch.zeros(1, 4)
+    returns, mask = torch.tensor([[1.0, -1.0, 1.0, 0.0]]), torch.tensor([[1, 1, 1, 0]])
+    # clipped to 0.2: error 0.64 against 0; 1.44 against 4; inside the clip both are the same
+    assert value_clip_fraction(values, old, returns, mask).item() == pytest.approx(1 / 3)
+    assert value_clip_fraction(values, old, returns, mask, cliprange_value=None).item() == 0

@@ -38,3 +38,14 @@ def generalized_advantage_estimate(
         next_advantage = torch.where(mask[:, t], advantage, next_advantage)
         advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
     return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def length_adaptive_lambda(completion_mask: Tensor, alpha: float) -> Tensor:
+    """lambda = 1 - 1 / (alpha * length), at least 0, shape (B,) (VAPO, arXiv 2504.05118, Eq. 5, alpha 0.05).
+
+    `length` is the number of ones in the row of `completion_mask`, (B, T). With it the weights of the deltas of an
+    advantage add up to alpha * length instead of a constant. Answers shorter than 1 / alpha get 0, which the paper does
+    not speak of.
+    """
+    length = completion_mask.bool().sum(1)
+    return (1.0 - 1.0 / (alpha * length.clamp(min=1))).clamp(min=0.0)

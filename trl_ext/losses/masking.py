@@ -21,12 +21,12 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return masked_sum(x, mask, dim) / count.clamp(min=1)
 
 
-def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
-    """Variance of `x` over the ones of `mask`, a scalar.
+def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True, *, across_processes: bool = False) -> Tensor:
+    """Variance of `x` over the ones of `mask` (with `across_processes`, those of all processes together), a scalar.
 
     `unbiased` divides by n - 1 (Bessel). With one element or none the variance is 0, not NaN.
     """
-    _, var, count = _moments(x, mask, across_processes=False)
+    _, var, count = _moments(x, mask, across_processes)
     return var * count / (count - 1).clamp(min=1) if unbiased else var
 
 

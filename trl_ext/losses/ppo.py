@@ -1,9 +1,23 @@
-"""PPO's policy and value losses."""
+"""PPO: the rewards per token, the policy and value losses, and the share of tokens that each clip holds."""
 
 import torch
 from torch import Tensor
 
-from trl_ext.losses.masking import log_ratio, normalized_sum
+from trl_ext.losses.masking import log_ratio, masked_mean, normalized_sum
+
+
+def token_rewards(scores: Tensor, completion_mask: Tensor, per_token_kl: Tensor | None, kl_coef: float) -> Tensor:
+    """The score on the last token that the model wrote, minus `kl_coef` times the KL of every such token.
+
+    "The N Implementation Details of RLHF with PPO", detail 2. Shapes: `scores` is (B,), the others and the result
+    (B, T); 0 where the mask is 0. TRL 1.12 puts the score one token further where there is room.
+    """
+    mask = completion_mask.bool()
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    rewards = torch.where(last, scores.unsqueeze(1), 0.0)
+    if per_token_kl is not None:
+        rewards = rewards - kl_coef * torch.where(mask, per_token_kl, 0.0)
+    return rewards
 
 
 def ppo_clip_loss(
@@ -45,11 +59,53 @@ def value_loss(
     Shapes: every tensor is (B, T). N is `normalizer`, or the number of ones in `completion_mask` if None. Returns a
     scalar. `cliprange_value=None` leaves the clip out. The coefficient `vf_coef` is the caller's.
     """
+    error, clipped_error = _value_errors(values, old_values, returns, completion_mask, cliprange_value)
+    return normalized_sum(0.5 * torch.max(error, clipped_error), completion_mask, normalizer)
+
+
+def value_clip_fraction(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    completion_mask: Tensor,
+    *,
+    cliprange_value: float | None = 0.2,
+) -> Tensor:
+    """The share of tokens whose clipped value has the larger error (TRL 1.12's `val/clipfrac_avg`), a scalar.
+
+    Shapes as in `value_loss`.
+    """
+    error, clipped_error = _value_errors(values, old_values, returns, completion_mask, cliprange_value)
+    return masked_mean((clipped_error > error).to(values.dtype), completion_mask)
+
+
+def policy_clip_fraction(
+    per_token_logps: Tensor,
+    old_per_token_logps: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor,
+    *,
+    cliprange_low: float = 0.2,
+    cliprange_high: float = 0.2,
+) -> Tensor:
+    """The share of tokens that the clip of `ppo_clip_loss` holds (TRL 1.12's `policy/clipfrac_avg`), a scalar.
+
+    Shapes as in `ppo_clip_loss`.
+    """
+    ratio = torch.exp(log_ratio(per_token_logps, old_per_token_logps, completion_mask))
+    held = ((advantages > 0) & (ratio > 1.0 + cliprange_high)) | ((advantages < 0) & (ratio < 1.0 - cliprange_low))
+    return masked_mean(held.to(ratio.dtype), completion_mask)
+
+
+def _value_errors(
+    values: Tensor, old_values: Tensor, returns: Tensor, completion_mask: Tensor, cliprange_value: float | None
+) -> tuple[Tensor, Tensor]:
+    """(V - R)^2 with V as it is and with V clipped, both (B, T)."""
     mask = completion_mask.bool()
     returns = torch.where(mask, returns, values.detach())
     error = (values - returns) ** 2
-    if cliprange_value is not None:
-        old_values = torch.where(mask, old_values, values.detach())
-        clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
-        error = torch.max(error, (clipped - returns) ** 2)
-    return normalized_sum(0.5 * error, completion_mask, normalizer)
+    if cliprange_value is None:
+        return error, error
+    old_values = torch.where(mask, old_values, values.detach())
+    clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    return error, (clipped - returns) ** 2

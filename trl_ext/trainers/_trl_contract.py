@@ -14,18 +14,31 @@ TESTED = ("1.16.0",)
 
 # Method of `GRPOTrainer` -> the parameters that it must start with. More may follow: they are passed through.
 HOOKS: dict[str, tuple[str, ...]] = {
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_compute_loss": ("self", "model", "inputs"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_get_per_token_logps_and_entropies": ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
+    "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_save_checkpoint": ("self", "model", "trial"),
+    "_tokenize_prompts": ("self", "prompts"),
 }
 
 # Set by `GRPOTrainer.__init__` and read by our subclasses.
 ATTRIBUTES = (
+    "_buffered_inputs",
+    "_logs",
     "_metrics",
+    "_step",
+    "beta",
+    "eos_token_ids",
     "epsilon_high",
     "importance_sampling_level",
     "num_generations",
     "num_generations_eval",
+    "num_iterations",
+    "ref_model",
+    "reward_weights",
+    "rollout_func",
 )
 
 

@@ -6,19 +6,18 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor
-from trl import GRPOTrainer
 
-from trl_ext.errors import ConfigError
 from trl_ext.losses import cispo_weight, masked_mean, masked_sum
 from trl_ext.trainers._trl_contract import check_attributes, check_trl
 from trl_ext.trainers.cispo_config import CISPOConfig
-from trl_ext.trainers.preflight import check_model, check_output_dir, check_prompts
+from trl_ext.trainers.preflight import check_arguments
+from trl_ext.trainers.rollouts import RolloutsMixin, loss_mask
 
 check_trl()
 logger = get_logger(__name__)
 
 
-class CISPOTrainer(GRPOTrainer):
+class CISPOTrainer(RolloutsMixin):
     """Trainer for CISPO (MiniMax-M1, arXiv 2506.13585). Takes what [`~trl.GRPOTrainer`] takes.
 
     The loss is linear in the advantage, L = -(1/N) sum w A log pi with w detached. So a floor on w, the trust-region
@@ -77,20 +76,9 @@ class CISPOTrainer(GRPOTrainer):
         *positional: Any,
         **keyword: Any,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else model.config.name_or_path
-            args = CISPOConfig(f"{name.split('/')[-1]}-CISPO")
-        if not isinstance(args, CISPOConfig):
-            raise ConfigError(
-                f"args is a {type(args).__name__}: CISPOTrainer takes a CISPOConfig (same fields and more)"
-            )
-        check_output_dir(args.output_dir)
-        if not keyword.get("environment_factory"):  # an environment may bring its own prompts
-            check_prompts(train_dataset, "train_dataset")
-            if eval_dataset is not None:
-                check_prompts(eval_dataset, "eval_dataset")
-        revision = (args.model_init_kwargs or {}).get("revision", "main")
-        check_model(model, revision=revision, trust_remote_code=args.trust_remote_code)
+        args = check_arguments(
+            CISPOConfig, "CISPO", model, args, train_dataset, eval_dataset, keyword.get("environment_factory")
+        )
 
         # While set, the next forward is that of the loss: its inputs wait there for these advantages.
         self._awaiting_forward: tuple[dict[str, Any], Tensor] | None = None
@@ -127,7 +115,7 @@ class CISPOTrainer(GRPOTrainer):
         TRL divides by N, the tokens of the whole generation batch. With U units (sequences or prompt groups) that have
         any tokens, a completion whose unit has n tokens is scaled by N / (U n), so that each unit weighs 1 / U.
         """
-        lengths = _loss_mask(output).sum(1)
+        lengths = loss_mask(output).sum(1)
         group = 1
         if self.args.loss_aggregation == "prompt":
             group = self.num_generations if self.model.training else self.num_generations_eval
@@ -157,7 +145,7 @@ class CISPOTrainer(GRPOTrainer):
 
     def _weighted_advantages(self, inputs: dict[str, Any], per_token_logps: Tensor, advantages: Tensor) -> Tensor:
         """A * our weight / TRL's weight, shape (B, T); the advantages as they came if the weights cannot differ."""
-        mask = _loss_mask(inputs)
+        mask = loss_mask(inputs)
         old_per_token_logps = inputs.get("old_per_token_logps")
         log_ratio = torch.zeros_like(per_token_logps)
         if old_per_token_logps is not None:
@@ -191,9 +179,3 @@ class CISPOTrainer(GRPOTrainer):
         for name, total in zip(per_token, (totals[:-1] / totals[-1].clamp(min=1)).tolist(), strict=True):
             metrics[name].append(total)
         metrics["importance_weight/max"].append(largest.max().item())
-
-
-def _loss_mask(inputs: dict[str, Any]) -> Tensor:
-    """1 for each token that the model wrote and that counts; tool and environment tokens are 0. Shape (B, T)."""
-    mask: Tensor = inputs["completion_mask"]
-    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask

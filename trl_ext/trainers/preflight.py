@@ -2,12 +2,48 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig
+from trl import GRPOConfig
 
-from trl_ext.errors import DatasetError, ModelNotFoundError, OutputDirError
+from trl_ext.errors import ConfigError, DatasetError, ModelNotFoundError, OutputDirError
+
+Config = TypeVar("Config", bound=GRPOConfig)
+
+
+def check_arguments(
+    config_class: type[Config],
+    name: str,
+    model: Any,
+    args: Any,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    environment_factory: Any = None,
+) -> Config:
+    """What a trainer of ours refuses at once. Returns `args`, made anew (output_dir MODEL-NAME) if there are none.
+
+    Raises:
+        ConfigError: `args` is no `config_class`.
+        DatasetError, ModelNotFoundError, OutputDirError: see the checks below.
+    """
+    if args is None:
+        model_name = model if isinstance(model, str) else model.config.name_or_path
+        args = config_class(f"{model_name.split('/')[-1]}-{name}")
+    if not isinstance(args, config_class):
+        raise ConfigError(
+            f"args is a {type(args).__name__}: {name}Trainer takes a {config_class.__name__} (same fields and more)"
+        )
+    check_output_dir(str(args.output_dir))
+    if not environment_factory:  # an environment may bring its own prompts
+        check_prompts(train_dataset, "train_dataset")
+        if eval_dataset is not None:
+            check_prompts(eval_dataset, "eval_dataset")
+        check_size(train_dataset, args)
+    revision = (args.model_init_kwargs or {}).get("revision", "main")
+    check_model(model, revision=revision, trust_remote_code=args.trust_remote_code)
+    return args
 
 
 def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
@@ -39,6 +75,21 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
         raise DatasetError(
             f"{name}: column 'prompt' holds {_describe(first['prompt'])}: "
             'must be a string or a list of {"role": ..., "content": ...}'
+        )
+
+
+def check_size(dataset: Any, args: GRPOConfig) -> None:
+    """Refuse a training set that does not fill one generation batch: TRL would end the training at step 0.
+
+    Raises:
+        DatasetError: says what it has, what is needed, and which options change that.
+    """
+    needed = args.generation_batch_size // args.num_generations
+    if isinstance(dataset, Dataset) and len(dataset) < needed:
+        raise DatasetError(
+            f"train_dataset has {len(dataset)} prompts, one generation batch takes {needed}: lower "
+            f"per_device_train_batch_size ({args.per_device_train_batch_size}) or steps_per_generation "
+            f"({args.steps_per_generation}), or raise num_generations ({args.num_generations})"
         )
 
 

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from tests.trainers.training import PROMPTS, config, fixed_rollout, load, make_trainer, trained, weights
+from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
+from trl_ext.errors import DatasetError
+
+TRAINERS = {"CISPO": (CISPOTrainer, CISPOConfig), "PPO": (PPOTrainer, PPOConfig)}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_run_resumed_between_two_generations_ends_where_an_unbroken_one_ends(tiny, tmp_path, name):
+    """Completions are sampled from the model: the random state, and those in use, must come back."""
+    trainer_class, config_class = TRAINERS[name]
+    options = {"num_iterations": 3, "steps_per_generation": 2, "max_steps": 10, "num_generations": 2}
+
+    def run(**more):
+        return make_trainer(trainer_class, tiny, config(config_class, **options, **more))
+
+    whole = run(save_strategy="steps", save_steps=4)
+    whole.train()
+    checkpoint = f"{whole.args.output_dir}/checkpoint-4"
+    resumed = run()
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert resumed.state.global_step == 10
+    assert (weights(whole.model)[: len(weights(load(tiny)))] - weights(load(tiny))).abs().max() > 1e-3
+    assert (weights(resumed.model) - weights(whole.model)).abs().max() <= 1e-6
+
+
+def test_the_completions_in_use_are_what_makes_a_resume_exact(tiny):
+    """Without them, which is TRL as it is, the same resume ends elsewhere."""
+    options = {"num_iterations": 3, "steps_per_generation": 2, "max_steps": 10}
+    whole = make_trainer(CISPOTrainer, tiny, config(CISPOConfig, **options, save_strategy="steps", save_steps=4))
+    whole.train()
+    checkpoint = f"{whole.args.output_dir}/checkpoint-4"
+    torch.save({}, f"{checkpoint}/rollouts_0.pt")
+    resumed = make_trainer(CISPOTrainer, tiny, config(CISPOConfig, **options))
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert (weights(resumed.model) - weights(whole.model)).abs().max() > 1e-5
+
+
+def test_a_prompt_that_leaves_no_room_for_a_completion_is_refused(tiny):
+    context = load(tiny).config.max_position_embeddings
+    args = config(CISPOConfig, max_completion_length=context - 3)
+    with pytest.raises(DatasetError, match=rf"a prompt has 4 tokens, which with max_completion_length = {context - 3}"):
+        trained(CISPOTrainer, tiny, args)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_completion_without_tokens_does_not_count(tiny, name):
+    """It has no gradient, and the others train as they do beside one whose tokens are all the environment's."""
+    trainer_class, config_class = TRAINERS[name]
+
+    def with_an_empty_one(prompts, trainer):
+        output = fixed_rollout(prompts, trainer)
+        output["completion_ids"][1], output["logprobs"][1] = [], []
+        return output
+
+    def with_one_of_the_environment(prompts, trainer):
+        output = fixed_rollout(prompts, trainer)
+        output["env_mask"] = [[1] * len(ids) for ids in output["completion_ids"]]
+        output["completion_ids"][1], output["logprobs"][1], output["env_mask"][1] = [7], [0.0], [0]
+        return output
+
+    def reward(completions, **columns):
+        return [float(i % 3) for i in range(len(completions))]
+
+    ends = [
+        weights(
+            trained(trainer_class, tiny, config(config_class, max_steps=3), rollout_func=f, reward_funcs=reward).model
+        )
+        for f in (with_an_empty_one, with_one_of_the_environment)
+    ]
+    assert ends[0].isfinite().all()
+    assert (ends[0] - ends[1]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_dataset_smaller_than_one_generation_batch_is_refused(tiny, name):
+    trainer_class, config_class = TRAINERS[name]
+    args = config(config_class, per_device_train_batch_size=40, num_generations=2)
+    with pytest.raises(DatasetError, match="train_dataset has 12 prompts, one generation batch takes 20"):
+        make_trainer(trainer_class, tiny, args, train_dataset=PROMPTS.select(range(12)))

@@ -1,0 +1,97 @@
+"""What our trainers add around TRL's rollouts, whatever the loss: they survive a resume, and bad ones are refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from trl_ext.errors import DatasetError
+
+logger = get_logger(__name__)
+
+
+class RolloutsMixin(GRPOTrainer):
+    """Between a trainer of ours and `GRPOTrainer`.
+
+    TRL keeps a batch of completions for several optimizer steps, but not in its checkpoints: a run that is resumed
+    between two generations trains on other completions than the run that was never stopped. Here each process saves its
+    completions with the checkpoint.
+
+    Raises:
+        DatasetError: a prompt leaves no room for a completion in the model's context.
+    """
+
+    rollout_func: Callable[..., dict[str, Any]] | None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.rollout_func is not None:
+            self.rollout_func = _without_empty_completions(self.rollout_func)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        tokenized = super()._tokenize_prompts(prompts)
+        # learned positions end there; rotary ones go on, into lengths that the model never saw
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(map(len, tokenized[0]))
+        if context is not None and longest + self.max_completion_length > context:
+            raise DatasetError(
+                f"a prompt has {longest} tokens, which with max_completion_length = {self.max_completion_length} is "
+                f"more than the {context} that the model takes: drop such prompts or shorten the completions"
+            )
+        return tokenized
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        checkpoint = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        state = {
+            "processes": self.accelerator.num_processes,
+            "step": self._step,
+            "rollouts": None if used_up else self._buffered_inputs,
+        }
+        torch.save(state, self._rollouts_path(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = self._rollouts_path(Path(checkpoint))
+        state = torch.load(path, map_location=self.accelerator.device) if path.is_file() else {}
+        if state.get("processes") != self.accelerator.num_processes:
+            logger.warning("%s is missing or of another number of processes: new completions are sampled", path)
+            return
+        self._step, self._buffered_inputs = state["step"], state["rollouts"]
+
+    def _rollouts_path(self, checkpoint: Path) -> Path:
+        return checkpoint / f"rollouts_{self.accelerator.process_index}.pt"
+
+
+def loss_mask(inputs: dict[str, Any]) -> Tensor:
+    """1 for each token that the model wrote and that counts; tool and environment tokens are 0. Shape (B, T)."""
+    mask: Tensor = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+
+
+def _without_empty_completions(rollout_func: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """TRL looks at the last token of each completion. One that has none gets a token that does not count."""
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        output = rollout_func(prompts, trainer)
+        if all(output["completion_ids"]):
+            return output
+        output = {key: list(value) if isinstance(value, list) else value for key, value in output.items()}
+        output.setdefault("env_mask", [[1] * len(ids) for ids in output["completion_ids"]])
+        for row, ids in enumerate(output["completion_ids"]):
+            if not ids:
+                output["completion_ids"][row] = [trainer.processing_class.pad_token_id]
+                output["env_mask"][row] = [0]
+                if output.get("logprobs") is not None:
+                    output["logprobs"][row] = [0.0]
+        return output
+
+    return rollout
