@@ -89,3 +89,15 @@ def test_length_adaptive_lambda_by_hand():
         mask[row, :length] = 1
     mask[0, 5] = 0  # a tool's token
     assert length_adaptive_lambda(mask, 0.05).tolist() == pytest.approx([1 - 1 / (0.05 * 399), 0.5, 0.0, 0.0])
+
+
+def test_packing_completions_into_one_row_changes_nothing(episode):
+    rewards, values, mask = episode
+    expected = generalized_advantage_estimate(rewards, values, mask, gamma=0.9, lam=0.7)
+    ids = torch.arange(len(mask)).unsqueeze(1).expand_as(mask)
+    packed = [x.reshape(1, -1) for x in (rewards, values, mask, ids)]
+    results = generalized_advantage_estimate(*packed[:3], gamma=0.9, lam=0.7, episode_ids=packed[3])
+    for ours, unpacked in zip(results, expected, strict=True):
+        torch.testing.assert_close(ours.reshape(mask.shape), unpacked, rtol=1e-12, atol=1e-14)
+    wrong, _ = generalized_advantage_estimate(*packed[:3], gamma=0.9, lam=0.7)
+    assert not torch.allclose(wrong.reshape(mask.shape), expected[0])

@@ -30,5 +30,5 @@ def test_a_hook_that_is_gone_or_changed_is_named(name):
 
 
 def test_a_missing_attribute_is_named():
-    with pytest.raises(TrlContractError, match="GRPOTrainer sets no _metrics"):
+    with pytest.raises(TrlContractError, match="GRPOTrainer sets no _buffered_inputs"):
         check_attributes(object())

@@ -56,17 +56,40 @@ def trained(trainer_class: type, path: str, args: Any, **options: Any) -> Any:
 
 def fixed_rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
     """A TRL rollout function: ragged completions drawn from the prompt, its place and the step, not from the model."""
+    return _drawn(prompts, trainer, 1000 * trainer.state.global_step, same_after=4)
+
+
+def ragged_rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+    """As `fixed_rollout`, the same in every step."""
+    return _drawn(prompts, trainer, 0, same_after=1000)
+
+
+def _drawn(prompts: list[str], trainer: Any, seed: int, same_after: int) -> dict[str, Any]:
     tokenizer = trainer.processing_class
     prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     completion_ids = []
     first = trainer.accelerator.process_index * len(prompts)
     for index, ids in enumerate(prompt_ids, first):
-        generator = torch.Generator().manual_seed(1000 * trainer.state.global_step + 31 * sum(ids) + index % 4)
+        generator = torch.Generator().manual_seed(seed + 31 * sum(ids) + index % same_after)
         length = int(torch.randint(1, trainer.max_completion_length + 1, (1,), generator=generator))
         tokens = torch.randint(3, 98, (length,), generator=generator).tolist()
         completion_ids.append([*tokens[:-1], tokenizer.eos_token_id])
     logprobs = [[0.0] * len(ids) for ids in completion_ids]
     return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
+
+
+def demonstrations(count: int = 80) -> Dataset:
+    """The prompts with completions of different lengths."""
+    return Dataset.from_list(
+        [{"prompt": row["prompt"], "completion": str(7**i % 10 ** (1 + i % 4))} for i, row in enumerate(PROMPTS)][
+            :count
+        ]
+    )
+
+
+def parity(completions: list[str], **columns: Any) -> list[float]:
+    """1 for about half of the texts."""
+    return [float(sum(map(ord, text)) % 2 == 0) for text in completions]
 
 
 def weights(model: Any) -> torch.Tensor:

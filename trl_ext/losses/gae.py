@@ -12,6 +12,7 @@ def generalized_advantage_estimate(
     *,
     gamma: float = 1.0,
     lam: float | Tensor = 0.95,
+    episode_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns (GAE, Schulman et al., arXiv 1506.02438, Eq. 16).
 
@@ -23,7 +24,8 @@ def generalized_advantage_estimate(
     steps. After the last such token the episode is over: its V_{t+1} and A_{t+1} are 0.
 
     Shapes: `rewards`, `values`, `completion_mask` and both results are (B, T). `lam` may be (B,) or (B, 1) for a lambda
-    of its own per completion (VAPO's length-adaptive lambda). Rewards and values where the mask is 0 are not read, and
+    of its own per completion (VAPO's length-adaptive lambda). `episode_ids`, (B, T), tells the episodes of packed rows
+    apart: where it changes, one is over. Rewards and values where the mask is 0 are not read, and
     both results are 0 there. No gradient flows.
     """
     mask = completion_mask.bool()
@@ -32,6 +34,9 @@ def generalized_advantage_estimate(
     next_advantage = torch.zeros_like(next_value)
     advantages = torch.zeros_like(values)
     for t in reversed(range(values.size(1))):
+        if episode_ids is not None and t + 1 < values.size(1):
+            same = episode_ids[:, t] == episode_ids[:, t + 1]
+            next_value, next_advantage = torch.where(same, next_value, 0.0), torch.where(same, next_advantage, 0.0)
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantage = delta + gamma * lam * next_advantage
         next_value = torch.where(mask[:, t], values[:, t], next_value)

@@ -191,18 +191,22 @@ class PPOConfig(GRPOConfig):
             value = getattr(self, name)
             if value is not None and not value > 0.0:
                 raise ConfigError(f"{name} = {value}: must be greater than 0, or unset")
-        choices = {
-            "kl_estimator": KL_ESTIMATORS,
-            "value_model": VALUE_MODELS,
-            "loss_type": LOSS_TYPES,
-            "importance_sampling_level": ("token",),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} = {getattr(self, name)!r}: must be one of {allowed} with PPO")
+        self._check_choices(
+            {
+                "kl_estimator": KL_ESTIMATORS,
+                "value_model": VALUE_MODELS,
+                "loss_type": LOSS_TYPES,
+                "importance_sampling_level": ("token",),
+            }
+        )
         if self.kl_coef and self.beta:
             raise ConfigError(
                 f"kl_coef = {self.kl_coef} (KL in the reward) and beta = {self.beta} (KL in the loss): give one of them"
             )
         if self.value_model_name_or_path is not None and self.value_model != "separate":
             raise ConfigError("value_model_name_or_path is for value_model='separate', this is 'shared'")
+
+    def _check_choices(self, choices: dict[str, tuple[str, ...]]) -> None:
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}: must be one of {allowed}")

@@ -49,12 +49,9 @@ class RolloutsMixin(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        state = {
-            "processes": self.accelerator.num_processes,
-            "step": self._step,
-            "rollouts": None if used_up else self._buffered_inputs,
-        }
-        torch.save(state, self._rollouts_path(checkpoint))
+        rollouts = None if used_up else self._buffered_inputs
+        state = {"processes": self.accelerator.num_processes, "step": self._step, "rollouts": rollouts}
+        torch.save(state | self._data_state(), self._rollouts_path(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -65,7 +62,15 @@ class RolloutsMixin(GRPOTrainer):
         if state.get("processes") != self.accelerator.num_processes:
             logger.warning("%s is missing or of another number of processes: new completions are sampled", path)
             return
-        self._step, self._buffered_inputs = state["step"], state["rollouts"]
+        self._step, self._buffered_inputs = state.pop("step"), state.pop("rollouts")
+        self._load_data_state(state)
+
+    def _data_state(self) -> dict[str, Any]:
+        """What else this process has to keep to go on with the same data."""
+        return {}
+
+    def _load_data_state(self, state: dict[str, Any]) -> None:
+        """Take back what `_data_state` gave."""
 
     def _rollouts_path(self, checkpoint: Path) -> Path:
         return checkpoint / f"rollouts_{self.accelerator.process_index}.pt"

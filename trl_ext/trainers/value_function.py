@@ -47,8 +47,9 @@ class ValueFunction(nn.Module):
         # the state before token t ends with token t - 1
         values = self.values(kwargs)[:, -self._length - 1 : -1]
         self._recorded.append(values)
-        if output.get("loss") is not None:  # DDP must find the values' parameters behind some field that it knows
-            output["loss"] = output["loss"] + 0.0 * values.sum()
+        # DDP must find the parameters of the values behind a field of the output that it knows
+        known = "loss" if output.get("loss") is not None else "logits"
+        output[known] = output[known] + 0.0 * values.sum()
         return output
 
     def values(self, inputs: dict[str, Any]) -> Tensor:
