@@ -9,7 +9,8 @@ from trl import ModelConfig
 from tests.trainers.training import config
 from trl_ext import CISPOConfig
 from trl_ext.errors import ConfigError, DatasetError, RewardError
-from trl_ext.recipe import RecipeArguments, load_task
+from trl_ext.recipe import RecipeArguments, load_demonstrations, load_task
+from trl_ext.recipe.task import text_continuations
 
 ROWS = [{"prompt": "a", "solution": "1"}, {"prompt": "b", "solution": "2"}]
 
@@ -107,3 +108,29 @@ def test_bad_files_splits_and_missing_rewards_are_one_line(tmp_path):
         load(dataset_name=str(path), dataset_train_split="validation")
     with pytest.raises(ConfigError, match=r"no reward for .*: give --reward SPEC"):
         load(dataset_name=str(path))
+
+
+def test_a_text_file_is_prompts_and_what_follows(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(
+        " ".join(map(str, range(80))) + "\n\n" + "too short\n \n" + " ".join("abcdefghijklmnopqrstuvwxyz0123456789")
+    )
+    rows = text_continuations(str(path))
+    assert len(rows) == 3
+    assert rows[1] == {
+        "prompt": " ".join(map(str, range(36, 48))),
+        "completion": " " + " ".join(map(str, range(48, 72))),
+    }
+    with pytest.raises(DatasetError, match="no paragraph has 900 words"):
+        text_continuations(str(path), 100, 800)
+    with pytest.raises(DatasetError, match=r"'none.txt' cannot be read"):
+        text_continuations("none.txt")
+
+
+def test_demonstrations_are_found_by_name(tmp_path):
+    assert set(load_demonstrations("builtin:arithmetic").column_names) == {"prompt", "completion"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    assert load_demonstrations(str(path))[0] == {"prompt": "a", "completion": "b"}
+    with pytest.raises(ConfigError, match="the built-in demonstrations are builtin:arithmetic"):
+        load_demonstrations("builtin:algebra")

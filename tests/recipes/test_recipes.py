@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
 from tests.trainers.training import PROMPTS
-from trl_ext import CISPOConfig
+from trl_ext import CISPOConfig, HybridConfig, PPOConfig
 from trl_ext.recipe import parse_recipe_args
 from trl_ext.tracking.callbacks import read_metrics
 
@@ -31,7 +31,7 @@ def launch(recipe, *args, cwd=ROOT):
 
 def on_a_file(tiny, folder, *args):
     """Options for the smallest real run: a model from a folder, prompts from a file, a reward from a module."""
-    PROMPTS.to_json(folder / "prompts.jsonl")
+    PROMPTS.add_column("answer", ["1"] * len(PROMPTS)).to_json(folder / "prompts.jsonl")
     (folder / "my_rewards.py").write_text(
         "def length(completions, **columns):\n    return [len(c) for c in completions]\n"
     )
@@ -44,7 +44,7 @@ def on_a_file(tiny, folder, *args):
     ]
 
 
-@pytest.mark.parametrize("recipe", ["cispo.py", "grpo.py"])
+@pytest.mark.parametrize("recipe", ["cispo.py", "grpo.py", "ppo.py"])
 def test_a_recipe_trains_a_lora_adapter_on_a_file_and_leaves_its_files(tiny, tmp_path, recipe):
     options = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--beta", "0.01"]
     measure = ["--measure_prompts", "4", "--per_device_eval_batch_size", "8", "--num_iterations", "2"]
@@ -58,6 +58,18 @@ def test_a_recipe_trains_a_lora_adapter_on_a_file_and_leaves_its_files(tiny, tmp
     assert len((out / "completions.jsonl").read_text().splitlines()) == 8
     assert (out / "learning_curve.png").stat().st_size > 10_000
     assert (out / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("spec", sorted((ROOT / "recipes" / "rewards").glob("*.json")), ids=lambda path: path.name)
+def test_every_reward_spec_trains_a_recipe(tiny, tmp_path, spec):
+    args = on_a_file(tiny, tmp_path, "--reward", str(spec))
+    place = args.index("--reward_funcs")
+    del args[place : place + 2]
+    result = launch("cispo.py", *args, "--max_steps", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    logged = read_metrics(tmp_path / "out" / "metrics.jsonl")[0]
+    for component in json.loads(spec.read_text())["components"]:
+        assert f"rewards/{component['type']}/mean" in logged
 
 
 def test_a_stopped_run_goes_on_from_its_newest_checkpoint(tiny, tmp_path):
@@ -100,9 +112,10 @@ def test_under_accelerate_launch_that_line_comes_first():
 
 
 @pytest.mark.slow
-def test_the_demo_learns(tmp_path):
+@pytest.mark.parametrize("recipe", ["cispo.py", "ppo.py"])
+def test_the_demo_learns(tmp_path, recipe):
     """The command without arguments, shortened: all of it passes 0.85 (see README), an eighth must rise by 0.1."""
-    result = launch("cispo.py", "--max_steps", "60", "--output_dir", str(tmp_path), "--save_strategy", "no")
+    result = launch(recipe, "--max_steps", "60", "--output_dir", str(tmp_path), "--save_strategy", "no")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {
@@ -117,7 +130,9 @@ def test_the_demo_learns(tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_parses(path, tmp_path):
     options = yaml.safe_load(path.read_text())
-    config_class = GRPOConfig if path.name.startswith("grpo") else CISPOConfig
+    config_class = {"grpo": GRPOConfig, "cispo": CISPOConfig, "ppo": PPOConfig, "hybrid": HybridConfig}[
+        path.stem.split("_")[0]
+    ]
     args = ["--config", str(path), "--use_cpu", "true", "--output_dir", str(tmp_path)]
     if "dataset_name" not in options:
         args += ["--dataset_name", "prompts.jsonl"]

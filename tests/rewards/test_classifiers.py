@@ -1,70 +1,16 @@
 import math
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    pipeline,
-)
+from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification, pipeline
 
+from tests.rewards.tiny_models import SIZES, save, save_checkpoint, save_decoder, word_tokenizer
 from trl_ext.errors import ConfigError, TrlExtError
 from trl_ext.rewards import classifier_presets, list_rewards, make_reward
 from trl_ext.rewards.registry import get_reward_type
 
-WORDS = ["the", "a", "cat", "dog", "sat", "ran", "no", "good", "bad", "fine", "awful"]
-WORDS += ["about", "This", "text", "is", "sports", "music", "."]
 PRESETS = ["sentiment", "emotion", "sarcasm", "toxicity", "hate_speech", "offensiveness", "bias", "formality"]
 TEXTS = ["good cat", "", "the bad dog ran and sat . " * 20, "  ", "unknown", "good cat", "awful", "fine"]
 HOSTILE = ["", " \t\n", "\x00", "\ud800", "a" * 1_000_000, "good " * 200_000, "مرحبا بالعالم", "🙂" * 50, "\u202e abc"]
-
-
-def tokenizer(special=True):
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    if special:
-        backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **names)
-
-
-def save_checkpoint(folder, labels, problem_type=None, examples=(), special=True):
-    """A tiny BERT with these labels, fitted to (texts, label) examples, in a folder."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=4 + len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-        problem_type=problem_type,
-        initializer_range=0.2,
-        hidden_dropout_prob=0.0,
-    )
-    model, encode = BertForSequenceClassification(config), tokenizer(special)
-    if examples:
-        model.train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        columns = [list(column) for column in zip(*(texts for texts, _ in examples), strict=True)]
-        inputs = encode(*columns, padding=True, padding_side="right", return_tensors="pt")
-        wanted = torch.tensor([labels.index(label) for _, label in examples])
-        for _ in range(150):
-            logits = model(**inputs).logits
-            torch.nn.functional.cross_entropy(logits, wanted).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    model.save_pretrained(folder)
-    encode.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -193,18 +139,7 @@ def test_a_batch_scores_as_one_at_a_time_in_any_order(two, special, batch_size):
 
 
 def test_a_decoder_without_padding_is_batched_all_the_same(tmp_path):
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    from trl_ext.builtin.tiny_model import tiny_tokenizer
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForSequenceClassification(
-        LlamaConfig(vocab_size=98, pad_token_id=None, initializer_range=0.5, max_position_embeddings=64, **sizes)
-    ).save_pretrained(tmp_path)
-    encode = tiny_tokenizer()
-    encode.pad_token = None
-    encode.save_pretrained(tmp_path)
+    save_decoder(tmp_path, labels=2, pad=False, scale=20.0)
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token_id is None
     reward = make_reward({"type": "classifier", "model": str(tmp_path), "target_label": "LABEL_1"})
     alone = [reward.score(text, None) for text in TEXTS]
@@ -213,11 +148,12 @@ def test_a_decoder_without_padding_is_batched_all_the_same(tmp_path):
 
 
 def test_roberta_is_cut_to_the_positions_that_are_not_for_padding(tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = RobertaConfig(vocab_size=4 + len(WORDS), max_position_embeddings=18, pad_token_id=0, **sizes)
-    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    reward = make_reward({"type": "classifier", "model": str(tmp_path), "target_label": "LABEL_1"})
+    encode = word_tokenizer()
+    config = RobertaConfig(
+        vocab_size=len(encode), num_hidden_layers=1, max_position_embeddings=18, pad_token_id=0, **SIZES
+    )
+    folder = save(tmp_path, RobertaForSequenceClassification(config), encode)
+    reward = make_reward({"type": "classifier", "model": folder, "target_label": "LABEL_1"})
     assert 0.0 <= reward.score("good " * 100, None) <= 1.0
 
 

@@ -5,13 +5,12 @@ import random
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer
 
+from tests.rewards.tiny_models import WORDS, save_encoder
 from trl_ext.errors import ConfigError, TrlExtError
 from trl_ext.rewards import make_reward
 
-WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "big", "red", "sun", "moon", "is", "was", "not", "."]
 HOSTILE = [
     "",
     " \t\n",
@@ -31,29 +30,7 @@ EMPTY = HOSTILE[:4]
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
-    """An untrained BERT over a few words, 24 tokens at most."""
-    folder = tmp_path_factory.mktemp("encoder")
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    BertModel(
-        BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-        )
-    ).save_pretrained(folder)
-    return str(folder)
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def texts(count, seed=0):
@@ -84,7 +61,7 @@ def test_the_best_of_several_references_counts(type_, encoder):
     assert reward(["the cat"] * 2, target=[["", "the big cat", None], []]) == [pytest.approx(one, abs=1e-6), None]
 
 
-@pytest.mark.parametrize("type_", ["cosine_sts", "bertscore", "qa_relevance"])
+@pytest.mark.parametrize("type_", ["cosine_sts", "bertscore"])
 def test_a_batch_scores_as_one_at_a_time_and_in_any_order(type_, encoder):
     reward = reward_of(type_, encoder)
     completions, references = texts(40), texts(5, seed=1) * 8
@@ -97,7 +74,7 @@ def test_a_batch_scores_as_one_at_a_time_and_in_any_order(type_, encoder):
     assert backward[::-1] == pytest.approx(batch, abs=1e-5)
 
 
-@pytest.mark.parametrize("type_", ["cosine_sts", "bertscore", "qa_relevance", "exploration"])
+@pytest.mark.parametrize("type_", ["cosine_sts", "bertscore", "exploration"])
 def test_hostile_texts_have_a_score_within_the_range_and_empty_ones_the_worst(type_, encoder):
     reward = reward_of(type_, encoder)
     for reference in ["the cat", HOSTILE[6]]:
@@ -133,10 +110,6 @@ def test_the_packaged_minilm_knows_meaning():
         ["A man is eating a meal.", "Stock prices fell on Monday."], target=["Someone is having dinner."] * 2
     )
     assert near > 0.75 > 0.6 > far
-    answer, other = make_reward({"type": "qa_relevance"})(
-        ["Paris is the capital of France.", "Bananas are yellow."], prompts=["What is the capital of France?"] * 2
-    )
-    assert answer > 0.85 > 0.6 > other
 
 
 def test_exploration_is_the_mean_distance_to_the_others_of_the_group(encoder):
@@ -159,11 +132,6 @@ def test_exploration_is_the_mean_distance_to_the_others_of_the_group(encoder):
 def test_exploration_gives_nothing_for_an_empty_completion_and_a_half_beside_one(encoder):
     assert reward_of("exploration", encoder)(["", "cat"], prompts=["p", "p"]) == [0.0, pytest.approx(0.5)]
     assert reward_of("exploration", encoder)(["", ""], prompts=["p", "p"]) == [0.0, 0.0]
-
-
-def test_relevance_to_an_empty_prompt_is_none_and_the_prompt_itself_scores_1(encoder):
-    reward = reward_of("qa_relevance", encoder)
-    assert reward(["cat", "", "the cat"], prompts=["", "cat", "the cat"]) == [None, 0.0, pytest.approx(1.0)]
 
 
 def slow_bertscore(folder, completion, reference, layer):
@@ -192,7 +160,7 @@ def test_bertscore_is_that_of_a_slow_loop(layer, encoder):
     assert scores == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("type_", ["cosine_sts", "exploration", "qa_relevance", "bertscore"])
+@pytest.mark.parametrize("type_", ["cosine_sts", "exploration", "bertscore"])
 def test_a_bad_option_is_refused(type_):
     for options in [{"batch_size": 0}, {"batch_size": "many"}, {"modle": "x"}]:
         with pytest.raises(ConfigError, match=next(iter(options))):

@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from tests.rewards.test_classifiers import HOSTILE, save_checkpoint
+from tests.rewards.test_classifiers import HOSTILE
+from tests.rewards.tiny_models import save_checkpoint
 from trl_ext.errors import ConfigError, TrlExtError
 from trl_ext.rewards import make_reward
 

@@ -1,26 +1,18 @@
-import asyncio
-import hashlib
 import json
 import logging
 import pickle
-import random
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 
 import pytest
 
-import trl_ext.rewards.judge as judge
+from tests.rewards.chat_server import in_order, verdict
 from trl_ext.errors import ConfigError, RewardError
 from trl_ext.rewards import make_reward
+from trl_ext.rewards.chat_endpoint import MAX_CHARACTERS
 
 HOSTILE = ["   ", "\x00", "\ud800", "a" * 1_000_000, "مرحبا", "🙂" * 50, "{}", "<|im_end|>", "\u202e abc"]
 PRESETS = ["medical_accuracy", "legal_validity", "scientific_integrity"]
-
-
-def verdict(score):
-    return json.dumps({"reason": "because", "score": score})
 
 
 def completion_in(body):
@@ -28,77 +20,8 @@ def completion_in(body):
     return re.search(r"\[COMPLETION (\w+)\]\n(.*)\n\[END COMPLETION \1\]", body["messages"][1]["content"], re.S)[2]
 
 
-class Endpoint:
-    """A real server on loopback. `answer(body, number)` gives a reply's text, or a status with body and headers."""
-
-    def __init__(self):
-        self.bodies, self.keys, self.paths = [], [], []
-        self.answer = lambda body, number: verdict(0.5)
-        self.lock, self.released = threading.Lock(), threading.Event()
-        self.in_flight = self.most_in_flight = 0
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with endpoint.lock:
-                    endpoint.bodies.append(body)
-                    endpoint.keys.append(self.headers.get("Authorization"))
-                    endpoint.paths.append(self.path)
-                    number = len(endpoint.bodies)
-                    endpoint.in_flight += 1
-                    endpoint.most_in_flight = max(endpoint.most_in_flight, endpoint.in_flight)
-                answer = endpoint.answer(body, number)
-                status, text, headers = (200, answer, {}) if isinstance(answer, str) else answer
-                if status == 200 and not headers.get("raw"):
-                    message = {"choices": [{"message": {"role": "assistant", "content": text}}]}
-                    text = json.dumps({**message, "usage": {"prompt_tokens": 10, "completion_tokens": 3}})
-                with endpoint.lock:
-                    endpoint.in_flight -= 1  # before the client can know, or its next request would count as one more
-                try:
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    for character in " " * 100 if headers.get("drip") else "":
-                        self.wfile.write(character.encode())
-                        self.wfile.flush()
-                        if endpoint.released.wait(0.05):
-                            break
-                    self.wfile.write(text.encode())
-                except OSError:  # a client that gave up
-                    pass
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self.released.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    monkeypatch.setattr(judge, "BACKOFF", 0.001)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    served = Endpoint()
-    yield served
-    served.close()
-
-
 def make(endpoint, type_="judge", **options):
     return make_reward({"type": type_, "model": "m", "base_url": endpoint.url, **options})
-
-
-def in_order(*answers):
-    return lambda body, number: answers[number - 1]
 
 
 def test_each_completion_has_the_score_that_the_judge_gives_it(endpoint):
@@ -173,176 +96,35 @@ def test_a_second_reply_that_cannot_be_used_gives_none_and_not_0(endpoint, reply
     assert reward._scorer.unparsed == 1
 
 
-@pytest.mark.parametrize("failure", [(429, "slow down", {"Retry-After": "0"}), (503, "busy", {})])
-def test_429_and_5xx_are_tried_again(endpoint, failure):
-    endpoint.answer = in_order(failure, failure, verdict(1))
-    assert make(endpoint).score("x", "x") == 1.0
-    assert len(endpoint.bodies) == 3
-    assert endpoint.bodies[0] == endpoint.bodies[2]
-
-
-def test_500_until_the_retries_end_raises(endpoint):
+def test_an_endpoint_that_fails_is_an_error_of_the_batch_and_never_a_score(endpoint):
     endpoint.answer = lambda body, number: (500, "out of memory", {})
     reward = make(endpoint, retries=2)
-    with pytest.raises(RewardError, match=r"HTTP 500: out of memory \(attempt 3 of 3\)"):
+    with pytest.raises(RewardError, match=r"ConnectionError: .*HTTP 500: out of memory \(attempt 3 of 3\)"):
         reward.score("x", "x")
-    assert len(endpoint.bodies) == 3
     assert reward._scorer.requests == 3
     assert make(endpoint, retries=0, on_error="none")(["x"], target=["x"]) == [None]
 
 
-@pytest.mark.parametrize(
-    "text", ["<html>", "{}", '{"choices": []}', '{"choices": [{"message": null}]}', "[1]", "[" * 9999]
-)
-def test_a_200_that_is_no_chat_completion_is_a_failure_of_the_endpoint(endpoint, text):
-    endpoint.answer = in_order((200, text, {"raw": "yes"}), verdict(1))
-    assert make(endpoint).score("x", "x") == 1.0
-
-
-@pytest.mark.parametrize("status", [400, 401, 404, 302])
-def test_other_statuses_raise_at_once(endpoint, status):
-    endpoint.answer = lambda body, number: (status, "no", {})
-    with pytest.raises(RewardError, match=rf"HTTP {status}: no \(attempt 1 of 4\)"):
-        make(endpoint).score("x", "x")
-    assert len(endpoint.bodies) == 1
-
-
-def test_a_dead_endpoint_raises_after_the_retries(endpoint):
-    endpoint.close()
-    with pytest.raises(RewardError, match=r"ConnectError.* \(attempt 3 of 3\)"):
-        make(endpoint, retries=2).score("x", "x")
-
-
-def test_a_request_without_reply_ends_at_the_timeout(endpoint):
-    endpoint.answer = lambda body, number: endpoint.released.wait(30) or verdict(1)
-    with pytest.raises(RewardError, match=r"no reply in 0.2 s \(attempt 2 of 2\)"):
-        make(endpoint, timeout=0.2, retries=1).score("x", "x")
-
-
-def test_the_timeout_is_for_the_whole_reply_and_not_for_each_read(endpoint):
-    endpoint.answer = lambda body, number: (200, "{}", {"drip": "yes", "raw": "yes"})
-    with pytest.raises(RewardError, match=r"no reply in 0.3 s"):
-        make(endpoint, timeout=0.3, retries=0).score("x", "x")
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [(None, 0), ("2", 2), ("1e9", 60), ("-5", 0), ("nan", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
-     ("Wed, 21 Oct 2915 07:28:00 GMT", 60)],
-)  # fmt: skip
-def test_retry_after_is_seconds_or_a_date_and_capped(header, seconds):
-    assert judge._seconds(header) == seconds
-
-
-def test_retry_after_is_waited_for(endpoint, monkeypatch):
-    waits, sleep = [], asyncio.sleep
-
-    async def record(seconds):
-        waits.append(seconds)
-        await sleep(0)
-
-    monkeypatch.setattr(judge.asyncio, "sleep", record)
-    endpoint.answer = in_order((429, "", {"Retry-After": "7"}), (500, "", {}), verdict(1))
-    assert make(endpoint).score("x", "x") == 1.0
-    waits = [seconds for seconds in waits if seconds]
-    assert waits[0] == 7
-    assert 0.001 <= waits[1] <= 0.003  # BACKOFF * 2 with a jitter of one half
-
-
-def test_response_format_is_dropped_for_good_once_it_is_refused(endpoint):
-    endpoint.answer = lambda body, number: (
-        (400, "Unknown field: response_format", {}) if "response_format" in body else verdict(1)
-    )
-    reward = make(endpoint, concurrency=1, retries=0)
-    assert reward(["x", "y"], target=["x", "x"]) == [1.0, 1.0]
-    assert ["response_format" in body for body in endpoint.bodies] == [True, False, False]
-    endpoint.answer = lambda body, number: (400, "response_format", {})  # no endless loop where it was not sent
-    with pytest.raises(RewardError, match="HTTP 400"):
-        reward.score("x", "x")
-
-
-def test_cached_replies_make_no_request(endpoint, tmp_path):
-    folder = tmp_path / "new" / "cache"
+def test_the_cache_tells_models_rubrics_and_texts_apart(endpoint, tmp_path):
     endpoint.answer = lambda body, number: verdict(0.25)
-    options = {"cache": str(folder)}
-    assert make(endpoint, **options)(["x", "y"], target=["a", "a"]) == [0.25, 0.25]
-    assert len(endpoint.bodies) == 2
-    again = make(endpoint, **options)
+    assert make(endpoint, cache=str(tmp_path))(["x", "y"], target=["a", "a"]) == [0.25, 0.25]
+    again = make(endpoint, cache=str(tmp_path))
     assert again(["y", "x", "z"], target=["a"] * 3) == [0.25] * 3
-    assert len(endpoint.bodies) == 3
     assert (again._scorer.cached, again._scorer.requests) == (2, 1)
-    expected = {
-        hashlib.sha256(json.dumps(["m", body["messages"]]).encode()).hexdigest() + ".json" for body in endpoint.bodies
-    }
-    assert {file.name for file in folder.iterdir()} == expected  # and no file half written
-    make(endpoint, **options, model="other").score("x", "a")
-    make(endpoint, **options, rubric="another").score("x", "a")
+    make(endpoint, cache=str(tmp_path), model="other").score("x", "a")
+    make(endpoint, cache=str(tmp_path), rubric="another").score("x", "a")
     assert len(endpoint.bodies) == 5
 
 
-def test_a_corrected_reply_is_cached_and_an_unusable_one_is_not(endpoint, tmp_path):
-    endpoint.answer = in_order("hm", "hm", "hm", verdict(1))
-    reward = make(endpoint, cache=str(tmp_path))
-    assert reward(["x"], target=["x"]) == [None]
-    assert list(tmp_path.iterdir()) == []
-    assert [reward.score("x", "x") for _ in range(2)] == [1.0, 1.0]
-    assert len(endpoint.bodies) == 4
-
-
-@pytest.mark.parametrize("damage", ["", '{"rep', "[]", '{"reply": 3}', '{"reply": "hm"}', "\x00"])
-def test_a_damaged_cache_file_is_asked_for_anew(endpoint, tmp_path, damage):
-    reward = make(endpoint, cache=str(tmp_path))
-    reward.score("x", "x")
-    (file,) = tmp_path.iterdir()
-    file.write_text(damage)
-    assert reward.score("x", "x") == 0.5
-    assert len(endpoint.bodies) == 2
-    assert reward.score("x", "x") == 0.5
-    assert len(endpoint.bodies) == 2
-
-
-def test_no_more_requests_run_at_a_time_than_concurrency_allows(endpoint):
-    together = threading.Barrier(3, timeout=20)
-
-    def answer(body, number):
-        together.wait()  # breaks unless three requests are here at the same time
-        return verdict(1)
-
-    endpoint.answer = answer
-    assert make(endpoint, concurrency=3, retries=0)([f"text {i}" for i in range(9)], target=["x"] * 9) == [1.0] * 9
-    assert endpoint.most_in_flight == 3
-
-
-def test_the_key_is_sent_and_kept_out_of_cache_log_and_errors(endpoint, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("MY_KEY", "sk-very-secret\n")
+def test_the_key_is_sent_and_kept_out_of_errors_and_log(endpoint, monkeypatch, caplog):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
     caplog.set_level(logging.DEBUG)
-    reward = make(endpoint, api_key_env="MY_KEY", cache=str(tmp_path))
-    reward.score("x", "x")
-    assert endpoint.keys == ["Bearer sk-very-secret"]
     endpoint.answer = lambda body, number: (401, "Bearer sk-very-secret is no key", {})
     with pytest.raises(RewardError, match=r"Bearer \*\*\* is no key") as caught:
-        reward.score("y", "x")
-    cause = caught.value.__cause__
-    assert "secret" not in str(cause)
-    assert cause.__cause__ is None
-    assert cause.__suppress_context__
-    (file,) = tmp_path.iterdir()
-    assert "secret" not in file.read_text() + caplog.text
+        make(endpoint, api_key_env="MY_KEY").score("x", "x")
+    assert endpoint.keys == ["Bearer sk-very-secret"]
+    assert "secret" not in str(caught.value.__cause__) + caplog.text
     assert "1 requests" in caplog.text
-
-
-@pytest.mark.parametrize("key", ["sk-first\nsecret", "sk-sécret"])
-def test_what_cannot_be_a_key_is_refused_without_showing_it(endpoint, monkeypatch, key):
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(RewardError, match="environment variable OPENAI_API_KEY") as caught:
-        make(endpoint).score("x", "x")
-    assert "sk-" not in str(caught.value)
-    assert endpoint.bodies == []
-
-
-def test_without_the_variable_no_key_is_sent(endpoint):
-    make(endpoint).score("x", "x")
-    assert endpoint.keys == [None]
 
 
 def test_counts_add_up_and_each_batch_logs_its_own(endpoint, caplog):
@@ -357,13 +139,6 @@ def test_counts_add_up_and_each_batch_logs_its_own(endpoint, caplog):
         f"judge m, 1 completions: {n} requests, 0 cached, 0 unparsed, {10 * n} prompt tokens, {3 * n} completion tokens"
         for n in (2, 1)
     ]
-
-
-@pytest.mark.parametrize("usage", ["null", "{}", '{"prompt_tokens": null}'])
-def test_an_endpoint_that_counts_no_tokens_is_no_failure(endpoint, usage):
-    message = json.dumps({"message": {"content": verdict(1)}})
-    endpoint.answer = lambda body, number: (200, f'{{"choices": [{message}], "usage": {usage}}}', {"raw": "yes"})
-    assert make(endpoint).score("x", "x") == 1.0
 
 
 def test_text_of_a_completion_stays_inside_its_block(endpoint):
@@ -412,32 +187,6 @@ def test_presets_send_their_rubric_and_take_another(endpoint, name, tmp_path):
     assert text not in endpoint.bodies[2]["messages"][0]["content"]
 
 
-def test_it_works_where_an_event_loop_runs(endpoint):
-    async def notebook():
-        return make(endpoint)(["x", "y"], target=["x", "x"])
-
-    assert asyncio.run(notebook()) == [0.5, 0.5]
-
-
-def test_the_event_loop_of_the_thread_is_left_alone(endpoint):
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        make(endpoint).score("x", "x")
-        assert asyncio.get_event_loop() is loop
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
-
-
-def test_the_global_random_state_is_left_alone(endpoint, tmp_path):
-    endpoint.answer = in_order((500, "", {}), verdict(1))
-    random.seed(3)
-    before = random.getstate()
-    make(endpoint, cache=str(tmp_path)).score("x", "x")
-    assert random.getstate() == before
-
-
 def test_hostile_texts_are_sent_as_what_any_endpoint_can_decode(endpoint, tmp_path):
     reward = make(endpoint, cache=str(tmp_path))
     scores = reward(HOSTILE, prompts=HOSTILE, target=HOSTILE)
@@ -446,7 +195,7 @@ def test_hostile_texts_are_sent_as_what_any_endpoint_can_decode(endpoint, tmp_pa
     for body in endpoint.bodies:
         json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate raises
     longest = max(len(body["messages"][1]["content"]) for body in endpoint.bodies)
-    assert 3 * judge.MAX_CHARACTERS < longest < 3 * judge.MAX_CHARACTERS + 2_000
+    assert 3 * MAX_CHARACTERS < longest < 3 * MAX_CHARACTERS + 2_000
 
 
 def test_it_pickles(endpoint):

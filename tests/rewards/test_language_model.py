@@ -152,8 +152,8 @@ def test_hostile_texts_have_a_score_within_the_range_and_empty_ones_the_worst(ty
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"type": "perplexity", "batch_size": 0}, "batch_size = 0: must be 1 or more"),
-        ({"type": "perplexity", "max_length": 1}, "max_length = 1: must be 2 or more"),
+        ({"type": "perplexity", "batch_size": 0}, "batch_size = 0: must be at least 1"),
+        ({"type": "perplexity", "max_length": 1}, "max_length = 1: must be at least 2"),
         ({"type": "perplexity", "given_prompt": "maybe"}, "given_prompt"),
         ({"type": "fluency", "good": 5.0, "bad": 5.0}, "0 <= good < bad"),
         ({"type": "fluency", "bad": math.inf}, "finite"),

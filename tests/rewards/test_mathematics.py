@@ -1,9 +1,6 @@
 import math
-import multiprocessing
-import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.rewards.verifying import HOSTILE, each
-from trl_ext.errors import ConfigError
-from trl_ext.rewards import make_reward, mathematics
-
-# numeric
+from tests.rewards.verifying import HOSTILE, each, items, structure
+from trl_ext.errors import ConfigError, RewardError
+from trl_ext.rewards import make_reward, math_worker, mathematics
 
 
 def test_hostile_texts_are_scored() -> None:
@@ -47,8 +44,12 @@ PAIRS = [
     (r"\boxed{50\%}", "$0.5$"),
     (r"\boxed{5\text{ cm}}", "5"),
     (r"first \boxed{1}, no: \boxed{2}", "2"),
+    (r"\boxed{3}. The final answer is $4$. I hope it is correct.", "4"),
     (r"\boxed{\text{yes}}", r"$\text{yes}$"),
     (r"\boxed{\frac{1}{", "3"),
+    (r"\boxed{3", "3"),
+    (r"\boxed{3", r"\boxed{3}"),
+    (r"\boxed{3}", r"\boxed{3}"),
     ("", "3"),
     (r"\boxed{3}", "no maths"),
 ]
@@ -64,8 +65,53 @@ def test_math_agrees_with_the_accuracy_reward_of_trl() -> None:
     assert each({"type": "math"}, completions, target) == expected
 
 
-def test_math_reads_the_words_that_its_shortcut_looks_for() -> None:
-    """A text without them is not sent to math-verify: its own patterns must need them."""
+ANSWERS = r"""5|-5|0|-0|+3|01|1,234|12,34|-1,250|1000000|0.5|.5|3.14|1,000.50|12%|50\%|20 \text{ cm}|5 cm
+5\text{ cm}^2|\$5|$5|x=4|y = 2x+1|(1,2)|[1, 2)|(-\infty, 3]|\{1,2\}|1,2,3|1, 2|1 and 2|\frac{1}{2}|\dfrac34|3/4
+-\frac{3}{4}|\sqrt{2}|2\sqrt3|\pi|\text{yes}|\text{(A)}|10^{5}|(x+1)^2|1<x<2|\begin{pmatrix}1\\2\end{pmatrix}|3+4i
+90^{\circ}||{|}|{5}|\{|\}|a$b|5$|$\frac12$|\(5\)|x \in [1,2]|\boxed{7}|\fbox{7}|5.| 5 |1\,000|1{,}000
+\left(1,2\right)|]|[|5\]|\%|percent"""
+BOXED = st.builds(
+    "{}\\boxed{{{}}}{}".format,
+    st.sampled_from(["$", "$$", r"\[", r"\(", " [", "**", "", " = ", r"\$", "$k = "]),
+    st.sampled_from(items(ANSWERS)),
+    st.sampled_from(["$", "$$", r"\]", r"\)", "] ", "**", "", ".", "}", r"\$", "$ percent", "$%", "$\n pct"]),
+)
+BETWEEN = r""" | and |, | or| the final answer is |Answer: | so $x$ is |$5, | \[ a = b \] | $$ c $$ | [see]
+ \frac{1}{2}|}|{|5% | I hope it is correct.|\fbox{3}"""
+TEXT = st.lists(st.sampled_from([*items(BETWEEN), "\n\n", "a long text " * 7]), max_size=3).map("".join)
+COMPLETION = st.builds("".join, st.tuples(TEXT, BOXED, TEXT) | st.tuples(TEXT, BOXED, TEXT, BOXED, TEXT))
+
+
+def test_math_verify_reads_the_decisive_part_as_it_reads_the_completion() -> None:
+    shortened = 0
+
+    @settings(max_examples=1000, deadline=None, database=None, derandomize=True)
+    @given(COMPLETION)
+    def run(completion: str) -> None:
+        nonlocal shortened
+        part = mathematics.decisive(completion)
+        if part != completion:
+            shortened += 1
+            assert structure(math_worker._parse_anew(part, False)) == structure(
+                math_worker._parse_anew(completion, False)
+            )
+
+    run()
+    assert shortened > 150
+
+
+def test_a_completion_with_one_boxed_answer_is_judged_by_the_box_alone() -> None:
+    for text in (
+        r"so $x = 2$: $\boxed{\frac{1}{2}}$.",
+        r"\[ x = \boxed{\frac{1}{2}} \] as 5% or }",
+        r"\boxed{\frac{1}{2}}",
+    ):
+        expected = text if "%" in text else r"\boxed{\frac{1}{2}}"
+        assert mathematics.decisive(text) == expected
+
+
+def test_a_completion_without_an_answer_to_find_is_not_sent_to_math_verify() -> None:
+    """Its own patterns must need a box, or "answer" and LaTeX."""
     from math_verify.parser import LatexExtractionConfig, lazy_latex_regex
 
     config = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
@@ -74,9 +120,39 @@ def test_math_reads_the_words_that_its_shortcut_looks_for() -> None:
         assert pattern.startswith(("(?i:final answer", "(?i:answer)", "(?P<first_latexBoxed>\\\\boxed{")) or (
             "boxed" in pattern
         ), pattern
-    text = "so $x = 4$ and \\[y = 5\\] and \\frac{1}{2} and $$z$$, 42 [1] ans\u0142wer boxed{3}"
-    assert not mathematics._MAY_ANSWER.search(text)
-    assert not any(re.search(pattern, text, re.DOTALL) for pattern in patterns)
+    for text in (
+        "so $x = 4$ and \\[y = 5\\] and \\frac{1}{2} and $$z$$, 42 [1] ans\u0142wer boxed{3}",
+        "The answer is 42, or x = \\pi, (3), answer: 1/2",
+    ):
+        assert mathematics.decisive(text) == ""
+        assert not any(re.search(pattern, text, re.DOTALL) for pattern in patterns)
+
+
+def test_integers_are_compared_as_math_verify_does() -> None:
+    from math_verify import parse, verify
+
+    numbers = [
+        "0",
+        "7",
+        "-7",
+        "70",
+        "1250",
+        "1,250",
+        "-1,250",
+        "12,345,678",
+        "12345678",
+        "123456789012345",
+        "1234567890",
+    ]
+    others = ["-0", "007", "+7", "12,50", "1,25", "7.0", "7 ", "", "seven", "1234567890123456", "\u0667", "7\n"]
+    for reference in numbers:
+        for answer in numbers:
+            verdict = mathematics._as_integers(reference, rf"\boxed{{{answer}}}")
+            assert verdict == verify(parse(reference), math_worker._parse_anew(rf"\boxed{{{answer}}}", False))
+        for other in others:
+            assert mathematics._as_integers(reference, rf"\boxed{{{other}}}") is None
+            assert mathematics._as_integers(other, rf"\boxed{{{reference}}}") is None
+        assert mathematics._as_integers(reference, f"The answer is ${reference}$") is None
 
 
 def test_math_takes_the_best_of_several_references() -> None:
@@ -101,38 +177,63 @@ def test_math_limits_the_time_of_one_pair() -> None:
     assert scores == [0.0, 0.0, *(float(i == 7) for i in range(40))]
 
 
-def _hang(gold: str, completion: str) -> None:
-    """Stands for a computation that holds the interpreter's lock: signals are blocked."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-    time.sleep(60)
+FAILING_WORKER = """
+    import importlib.util, os, signal, time
+    spec = importlib.util.spec_from_file_location("math_worker", WORKER)
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    verify = worker._verify
 
+    def fail(function, gold, completion):
+        if "die" in completion:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "hang" in completion:  # as a computation that holds the interpreter's lock: signals are not handled
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+            time.sleep(60)
+        return verify(function, gold, completion)
 
-def _hang_or_judge(pairs: list[tuple[str, str]], timeout: float) -> list[float | None]:
-    if any("hang" in completion for _, completion in pairs):
-        watchdog = mathematics._Watchdog(timeout)
-        mathematics._limited(lambda: _hang("", ""), watchdog, 0.0)
-    if any("die" in completion for _, completion in pairs):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return mathematics._judge_chunk(pairs, timeout)
+    worker._verify = fail
+    worker.main()
+"""
 
 
 @pytest.mark.parametrize("word", ["hang", "die"])
 def test_math_replaces_a_worker_that_hangs_or_dies_and_keeps_the_other_verdicts(
-    monkeypatch: pytest.MonkeyPatch, word: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: str
 ) -> None:
-    monkeypatch.setattr(mathematics, "_judge_chunk", _hang_or_judge)
+    program = tmp_path / "worker.py"
+    program.write_text(textwrap.dedent(FAILING_WORKER).replace("WORKER", repr(str(mathematics._WORKER))))
+    monkeypatch.setattr(mathematics, "_WORKER", program)
     pairs = [("7", rf"\boxed{{{i}}}") for i in range(20)] + [("7", rf"\boxed{{7}} {word}")]
-    verdicts = mathematics._POOL.judge(pairs, 0.5)
+    pool = mathematics._MathPool()
+    verdicts = pool.judge(pairs, 0.5)
     assert [verdicts[pair] for pair in pairs] == [float(i == 7) for i in range(20)] + [0.0]
-    monkeypatch.undo()
-    assert make_reward({"type": "math"}).score(r"\boxed{7}", "7") == 1.0
+    assert pool.judge(pairs[:3], 0.5) == dict.fromkeys(pairs[:3], 0.0)
+
+
+def test_math_scores_on_after_the_system_killed_its_workers() -> None:
+    reward = make_reward({"type": "math"})
+    assert reward.score(r"\boxed{\frac{1}{2}}", "0.5") == 1.0
+    for worker in mathematics._POOL.idle:
+        worker.process.kill()
+    assert reward.score(r"\boxed{\frac{1}{2}}", "0.5") == 1.0
+
+
+def test_math_says_that_its_worker_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(mathematics, "_WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr(mathematics, "_POOL", mathematics._MathPool())
+    with pytest.raises(RewardError, match="does not start"):
+        make_reward({"type": "math"}).score(r"\boxed{\frac{1}{2}}", "0.5")
 
 
 def test_math_pickles_and_threads_share_its_workers() -> None:
     reward = pickle.loads(pickle.dumps(make_reward({"type": "math", "timeout": 3.0})))
     found: list[list[float | None]] = []
     threads = [
-        threading.Thread(target=lambda: found.append(reward([rf"\boxed{{{i}}}" for i in range(10)], target=["5"] * 10)))
+        threading.Thread(
+            target=lambda: found.append(reward([rf"\boxed{{{i}.0}}" for i in range(10)], target=["5"] * 10))
+        )
         for _ in range(4)
     ]
     for thread in threads:
@@ -146,10 +247,9 @@ SCRIPT = """
     import multiprocessing, sys
     print("script runs")
     from trl_ext.rewards import make_reward, mathematics
-    import trl_ext.rewards.mathematics
 
     def score():
-        print("score", make_reward({"type": "math"})(["\\\\boxed{2}"], target=["2"]))
+        print("score", make_reward({"type": "math"})(["\\\\boxed{2.0}"], target=["2"]))
         sys.stdout.flush()
 
     score()
@@ -180,7 +280,7 @@ def test_math_works_in_a_forked_daemonic_process(tmp_path: Path) -> None:
 def test_math_leaves_no_workers_when_the_process_is_killed(tmp_path: Path) -> None:
     code = textwrap.dedent(SCRIPT).replace(
         "DAEMON",
-        "print(*trl_ext.rewards.mathematics._POOL._executor._processes, flush=True); import time; time.sleep(60)",
+        "print(*(w.process.pid for w in mathematics._POOL.idle), flush=True); import time; time.sleep(60)",
     )
     path = tmp_path / "script.py"
     path.write_text(code)
@@ -209,10 +309,3 @@ def _alive(pid: int) -> bool:
 def test_math_refuses_a_time_limit_that_is_none(timeout: float) -> None:
     with pytest.raises(ConfigError, match="timeout = "):
         make_reward({"type": "math", "timeout": timeout})
-
-
-def test_no_process_of_multiprocessing_is_marked_daemonic_by_the_pool() -> None:
-    main = sys.modules["__main__"]
-    make_reward({"type": "math"}).score(r"\boxed{7}", "7")
-    assert sys.modules["__main__"] is main
-    assert not multiprocessing.current_process().daemon

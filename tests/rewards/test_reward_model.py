@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from trl_ext.builtin.tiny_model import tiny_tokenizer
+from tests.rewards.tiny_models import save_decoder
 from trl_ext.errors import ConfigError, TrlExtError
 from trl_ext.rewards import make_reward
 
@@ -24,47 +24,19 @@ PROMPTS = ["Hi", "1 + 1 =", "", "Why is the sky blue?", "Hi", "Hi"]
 COMPLETIONS = ["Hello.", "2", "x", "It scatters light.", "", "Hello."]
 
 
-def save(folder, labels=1, template=None, pad=True, scale=1.0):
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    model = LlamaForSequenceClassification(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=tokenizer.pad_token_id if pad else None,
-            bos_token_id=None,
-            eos_token_id=1,
-            num_labels=labels,
-        )
-    )
-    with torch.no_grad():
-        model.score.weight *= scale
-    if not pad:
-        tokenizer.pad_token = None
-    tokenizer.chat_template = template
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("plain"), scale=20.0)
+    return save_decoder(tmp_path_factory.mktemp("plain"), scale=20.0)
 
 
 @pytest.fixture(scope="session")
 def chat(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("chat"), template=TEMPLATE, scale=20.0)
+    return save_decoder(tmp_path_factory.mktemp("chat"), template=TEMPLATE, scale=20.0)
 
 
 @pytest.fixture(scope="session")
 def unpadded(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("unpadded"), pad=False, scale=20.0)
+    return save_decoder(tmp_path_factory.mktemp("unpadded"), pad=False, scale=20.0)
 
 
 def output(folder, text, length=64):
@@ -125,7 +97,7 @@ def test_squash_is_the_sigmoid(plain):
 
 
 def test_outputs_are_cut_to_100(tmp_path):
-    folder = save(tmp_path, scale=1e6)
+    folder = save_decoder(tmp_path, scale=1e6)
     scores = make_reward({"type": "reward_model", "model": folder})(COMPLETIONS, prompts=PROMPTS)
     assert {abs(score) for score in scores} == {100.0}
     squashed = make_reward({"type": "reward_model", "model": folder, "squash": True})(COMPLETIONS, prompts=PROMPTS)
@@ -133,7 +105,7 @@ def test_outputs_are_cut_to_100(tmp_path):
 
 
 def test_an_output_that_is_not_a_number_is_none(tmp_path):
-    folder = save(tmp_path, scale=math.nan)
+    folder = save_decoder(tmp_path, scale=math.nan)
     assert make_reward({"type": "reward_model", "model": folder})(["a"], prompts=["b"]) == [None]
 
 
@@ -152,7 +124,7 @@ def test_nothing_at_all_is_none_and_disturbs_no_other_row(unpadded, plain):
 
 def test_a_classifier_of_several_labels_is_refused(tmp_path):
     with pytest.raises(TrlExtError, match="2 labels: must be 1"):
-        make_reward({"type": "reward_model", "model": save(tmp_path, labels=2)}).score("a", None)
+        make_reward({"type": "reward_model", "model": save_decoder(tmp_path, labels=2)}).score("a", None)
 
 
 @pytest.mark.parametrize(

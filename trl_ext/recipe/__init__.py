@@ -2,6 +2,14 @@
 
 from trl_ext.recipe.arguments import RecipeArguments, one_line_errors, parse_recipe_args
 from trl_ext.recipe.report import RunReport
-from trl_ext.recipe.task import Task, load_task
+from trl_ext.recipe.task import Task, load_demonstrations, load_task
 
-__all__ = ["RecipeArguments", "RunReport", "Task", "load_task", "one_line_errors", "parse_recipe_args"]
+__all__ = [
+    "RecipeArguments",
+    "RunReport",
+    "Task",
+    "load_demonstrations",
+    "load_task",
+    "one_line_errors",
+    "parse_recipe_args",
+]

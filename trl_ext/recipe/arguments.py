@@ -28,8 +28,16 @@ class RecipeArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "The prompts: a .jsonl, .json, .parquet or .csv file with a column `prompt`, a dataset of the Hub, "
-            "builtin:arithmetic, or reasoning_gym:TASK. (--model_name_or_path takes builtin:tiny and builtin:smollm2.)"
+            "help": "The prompts: a .jsonl, .json, .parquet or .csv file with a column `prompt`, a .txt file (the "
+            "first words of its paragraphs), a dataset of the Hub, builtin:arithmetic, or reasoning_gym:TASK. "
+            "(--model_name_or_path takes builtin:tiny and builtin:smollm2.)"
+        },
+    )
+    sft_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "recipes/hybrid.py: demonstrations, with columns `prompt` and `completion` or `messages`: a data "
+            "file, a .txt file, a dataset of the Hub or builtin:arithmetic. Unset: the rows of --dataset_name."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from trl_ext.errors import ConfigError, DatasetError
 from trl_ext.recipe.arguments import TRL_REWARDS, RecipeArguments
 from trl_ext.rewards import make_reward, make_reward_funcs
 
+TEXT_FILES = (".txt", ".md")
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -111,6 +113,10 @@ def _load_prompts(recipe_args: RecipeArguments, seed: int) -> tuple[Any, Any, li
         reward(["", ""], entry=prompts["entry"][:2])  # a task that cannot be scored is refused now
         splits = prompts.train_test_split(test_size=0.2, seed=seed)
         return splits["train"], splits["test"], [reward], "reward"
+    if Path(name).suffix in TEXT_FILES:
+        rows = text_continuations(name)
+        splits = rows.train_test_split(test_size=0.2, seed=seed) if len(rows) > 4 else {"train": rows}
+        return splits["train"], splits.get("test"), [], "reward"
     splits = _load_splits(recipe_args, name)
     if recipe_args.dataset_train_split not in splits:
         raise DatasetError(
@@ -118,6 +124,48 @@ def _load_prompts(recipe_args: RecipeArguments, seed: int) -> tuple[Any, Any, li
             "give --dataset_train_split"
         )
     return splits[recipe_args.dataset_train_split], splits.get(recipe_args.dataset_test_split), [], "reward"
+
+
+def load_demonstrations(name: str, seed: int = 0) -> Dataset:
+    """Demonstrations (`prompt` and `completion`, or `messages`): builtin:arithmetic, a text file, a data file or a set
+    of the Hub.
+
+    Raises:
+        ConfigError, DatasetError: what is wrong with the name, and what is allowed.
+    """
+    if name == "builtin:arithmetic":
+        from trl_ext.builtin.arithmetic import arithmetic_demonstrations
+
+        return arithmetic_demonstrations(seed=seed)
+    if name.startswith("builtin:"):
+        raise ConfigError(f"sft_dataset_name = {name!r}: the built-in demonstrations are builtin:arithmetic")
+    if Path(name).suffix in TEXT_FILES:
+        return text_continuations(name)
+    splits = _load_splits(RecipeArguments(), name)
+    return splits["train"] if "train" in splits else next(iter(splits.values()))
+
+
+def text_continuations(path: str, prompt_words: int = 12, completion_words: int = 24) -> Dataset:
+    """A text file as `prompt` and `completion`: of each piece of a paragraph, its first words and those that follow.
+
+    Paragraphs are what empty lines separate; what is left of one that is not a whole piece is left out.
+
+    Raises:
+        DatasetError: the file cannot be read, or no paragraph is long enough.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"dataset_name = {path!r} cannot be read: {error}") from None
+    size, rows = prompt_words + completion_words, []
+    for paragraph in re.split(r"\n\s*\n", text):
+        words = paragraph.split()
+        for start in range(0, len(words) - size + 1, size):
+            piece = words[start : start + size]
+            rows.append({"prompt": " ".join(piece[:prompt_words]), "completion": " " + " ".join(piece[prompt_words:])})
+    if not rows:
+        raise DatasetError(f"dataset_name = {path!r}: no paragraph has {size} words")
+    return Dataset.from_list(rows)
 
 
 def _load_splits(recipe_args: RecipeArguments, name: str) -> Any:

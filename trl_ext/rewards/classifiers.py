@@ -2,31 +2,30 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
+
+import torch
 
 from trl_ext.errors import ConfigError
+from trl_ext.rewards.models import (
+    MAX_CHARACTERS,
+    check_batching,
+    load_model,
+    run_by_length,
+    token_limit,
+    tokenizable,
+)
 from trl_ext.rewards.registry import register_reward
 
-# A text is cut here before it is tokenized: far beyond the 512 tokens that count, whatever the script.
-MAX_CHARACTERS = 20_000
 MAX_TOKENS = 512
 
 Activation = Literal["auto", "softmax", "sigmoid"]
 
 
-def check_batching(batch_size: int, max_length: int | None) -> None:
-    """Raise ValueError unless the options of a model's batches make sense."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size}: must be at least 1")
-    if max_length is not None and max_length < 8:
-        raise ValueError(f"max_length = {max_length}: must be at least 8")
-
-
 def label_names(model_name: str) -> list[str]:
     """The labels of a sequence-classification checkpoint, in the order of its logits."""
-    from trl_ext.rewards.models import load_model
-
     id2label = load_model("AutoModelForSequenceClassification", model_name)[0].config.id2label
     return [str(id2label[index]) for index in range(len(id2label))]
 
@@ -44,10 +43,8 @@ def classify(
     """
     from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-    from trl_ext.rewards.models import load_model, run_by_length
-
     model, tokenizer = load_model("AutoModelForSequenceClassification", model_name)
-    most = _max_tokens(model, tokenizer)
+    most = token_limit(model, tokenizer, unknown=sys.maxsize)
     if max_length is not None and max_length > most:
         raise ConfigError(f"max_length = {max_length}: must be at most {most}, which is what {model_name!r} takes")
     if tokenizer.pad_token_id is None:  # a decoder's: any token does, attention masks it
@@ -57,7 +54,7 @@ def classify(
     accepted = inspect.signature(model.forward).parameters
 
     def run(batch: list[tuple[str, ...]]) -> list[list[float]]:
-        columns = [[_readable(text) for text in column] for column in zip(*batch, strict=True)]
+        columns = [[tokenizable(text) for text in column] for column in zip(*batch, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=max_length or min(most, MAX_TOKENS))
         inputs: dict[str, list[list[int]]] = {key: rows for key, rows in encoded.items() if key in accepted}
         for row, ids in enumerate(inputs["input_ids"]):
@@ -72,19 +69,6 @@ def classify(
         return sum(min(len(text), MAX_CHARACTERS) for text in item)
 
     return run_by_length(items, size, run, batch_size)
-
-
-def _readable(text: str) -> str:
-    return text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()  # tokenizers refuse lone surrogates
-
-
-def _max_tokens(model: Any, tokenizer: Any) -> int:
-    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 0]
-    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(positions, "padding_idx", None)
-    if positions is not None and padding is not None:  # RoBERTa's kind: the first positions are for padding
-        limits.append(positions.num_embeddings - padding - 1)
-    return int(min(limit for limit in limits if limit > 0))
 
 
 @register_reward("classifier", leans_on="transformers", needs_model=True, cost="200 ms")
@@ -135,10 +119,6 @@ class Classifier:
             raise ValueError(f"labels = {labels}: must name each label once, whatever the case")
 
     def __call__(self, completions: list[str]) -> list[float | None]:
-        import torch
-
-        from trl_ext.rewards.models import load_model
-
         names = label_names(self.model)
         values = torch.tensor(self._checked_values(names), dtype=torch.float64)
         config = load_model("AutoModelForSequenceClassification", self.model)[0].config

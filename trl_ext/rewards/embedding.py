@@ -1,7 +1,7 @@
 """How close texts are in meaning, by the embeddings of a model: of whole texts, or token by token (BERTScore).
 
 A text without a visible character counts as empty. Models embed it all the same: MiniLM puts "" at a cosine of 0.54 to
-"x", so that empty texts have scores of their own. Lone surrogates, which tokenizers refuse, are read as "?".
+"x", so that empty texts have scores of their own.
 """
 
 import functools
@@ -14,44 +14,21 @@ import torch
 
 from trl_ext.errors import ModelNotFoundError
 from trl_ext.rewards.diversity import prompt_groups
-from trl_ext.rewards.models import load_model, run_by_length
+from trl_ext.rewards.models import (
+    MAX_CHARACTERS,
+    check_batching,
+    is_empty,
+    load_model,
+    pad_right,
+    run_by_length,
+    token_limit,
+    tokenizable,
+)
 from trl_ext.rewards.registry import register_reward
 from trl_ext.rewards.similarity import best_over_references
 
-MAX_CHARACTERS = 20_000
 MINILM = "all-MiniLM-L6-v2"
 _CHUNK = 4  # batches of pairs whose token embeddings are in memory at once: 0.5 GB for the default model
-
-
-def tokenizable(text: str, characters: int = MAX_CHARACTERS) -> str:
-    """The first `characters` characters, with lone surrogates as "?": tokenizers raise a TypeError at these."""
-    return text[:characters].encode("utf-8", "replace").decode()
-
-
-def is_empty(text: str) -> bool:
-    """Whether the text has no visible character: only whitespace, control and zero-width characters, if any."""
-    return not any(character.isprintable() and not character.isspace() for character in text)
-
-
-def token_limit(model: Any, tokenizer: Any) -> int:
-    """The most tokens of a text that the model takes, special ones included; 512 where its files do not say."""
-    config = model.config
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    if "roberta" in config.model_type:  # the table of positions begins after that of the padding token
-        positions -= 2
-    return int(min(tokenizer.model_max_length, positions))
-
-
-def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of different lengths as `input_ids` and `attention_mask`, both (B, T).
-
-    Masked tokens are 0, so that tokenizers without a padding token (GPT-2's) do too.
-    """
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for padded, row in zip(ids, rows, strict=True):
-        padded[: len(row)] = torch.tensor(row)
-    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
 
 
 @functools.cache
@@ -67,14 +44,14 @@ def _sentence_model(name: str, device: str) -> Any:
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {' '.join(str(error).split()):.200}") from None
 
 
-class _Embedder:
+class Embedder:
     """Rewards over sentence embeddings. The model is loaded when the first batch is scored, once per process."""
 
     def __init__(self, model: str = MINILM, batch_size: int = 32, device: str | None = None):
-        _check_batch_size(batch_size)
+        check_batching(batch_size)
         self.model, self.batch_size, self.device = model, batch_size, device
 
-    def _vectors(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    def vectors(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Unit vectors (H,) of the distinct texts, in float64 on the CPU; of an empty text the zero vector."""
         from accelerate import PartialState
 
@@ -96,13 +73,9 @@ class _Embedder:
         return {text: vectors.get(text, zero) for text in distinct}
 
 
-def _unit_interval(cosine: float) -> float:
+def unit_interval(cosine: float) -> float:
+    """From a cosine to [0, 1]."""
     return min(1.0, max(0.0, 0.5 * (cosine + 1.0)))
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size}: must be 1 or more")
 
 
 @register_reward(
@@ -113,7 +86,7 @@ def _check_batch_size(batch_size: int) -> None:
     needs_model=True,
     cost="100 ms",
 )
-class CosineSts(_Embedder):
+class CosineSts(Embedder):
     """0.5 * (cos + 1), where cos is between the sentence embeddings of completion and reference (arXiv 1908.10084).
 
     In [0, 1], the best over the references. Unrelated texts have about 0.5. An empty completion scores 0, and 1 where
@@ -130,13 +103,13 @@ class CosineSts(_Embedder):
     def __call__(self, completions: list[str], target: list[Any]) -> list[float | None]:
         references = [t if isinstance(t, list | tuple) else [t] for t in target]
         texts = [str(reference) for row in references for reference in row if reference is not None]
-        vectors = self._vectors([*completions, *texts])
+        vectors = self.vectors([*completions, *texts])
 
         def score(completion: str, reference: str) -> float:
             ours, theirs = vectors[completion], vectors[reference]
             if not ours.any() or not theirs.any():
                 return float(ours.any() == theirs.any())
-            return _unit_interval(float(ours @ theirs))
+            return unit_interval(float(ours @ theirs))
 
         return [best_over_references(score, c, t) for c, t in zip(completions, target, strict=True)]
 
@@ -149,7 +122,7 @@ class CosineSts(_Embedder):
     cost="100 ms",
     per_completion=False,
 )
-class Exploration(_Embedder):
+class Exploration(Embedder):
     """The mean of (1 - cos) / 2 to the other completions to the same prompt, by sentence embeddings.
 
     In [0, 1]: 0 where all are the same, about 0.5 where they are unrelated. An empty completion scores 0; to the others
@@ -159,35 +132,14 @@ class Exploration(_Embedder):
     """
 
     def __call__(self, completions: list[str], prompts: list[str]) -> list[float | None]:
-        vectors = self._vectors(completions)
+        vectors = self.vectors(completions)
         scores: list[float | None] = [None] * len(completions)
         for rows in prompt_groups(prompts):
             group = torch.stack([vectors[completions[row]] for row in rows])
             to_others = group @ group.sum(0) - (group * group).sum(-1)  # a sum of cosines in linear time and memory
             for row, vector, cosines in zip(rows, group, to_others.tolist(), strict=True):
-                scores[row] = _unit_interval(-cosines / (len(rows) - 1)) if vector.any() else 0.0
+                scores[row] = unit_interval(-cosines / (len(rows) - 1)) if vector.any() else 0.0
         return scores
-
-
-@register_reward("qa_relevance", leans_on="sentence-transformers", extra="rewards", needs_model=True, cost="100 ms")
-class QaRelevance(_Embedder):
-    """0.5 * (cos + 1), where cos is between the sentence embeddings of prompt and completion.
-
-    In [0, 1]; unrelated texts have about 0.5. An empty completion scores 0. None where the prompt is empty. Of a chat
-    prompt the last message counts. A completion that repeats the prompt scores 1, so do not use it alone. Options and
-    limits as `cosine_sts`; models trained on questions and answers (multi-qa-*) fit best.
-    """
-
-    def __call__(self, completions: list[str], prompts: list[str]) -> list[float | None]:
-        vectors = self._vectors([*completions, *prompts])
-
-        def score(completion: str, prompt: str) -> float | None:
-            ours, theirs = vectors[completion], vectors[prompt]
-            if not theirs.any():
-                return None
-            return _unit_interval(float(ours @ theirs)) if ours.any() else 0.0
-
-        return [score(c, p) for c, p in zip(completions, prompts, strict=True)]
 
 
 @register_reward("bertscore", leans_on="transformers", needs_model=True, cost="1 s")
@@ -207,7 +159,7 @@ class BertScore:
     """
 
     def __init__(self, model_type: str = "microsoft/deberta-xlarge-mnli", layer: int = -1, batch_size: int = 32):
-        _check_batch_size(batch_size)
+        check_batching(batch_size)
         self.model_type, self.layer, self.batch_size = model_type, layer, batch_size
 
     def __call__(self, completions: list[str], target: list[Any]) -> list[float | None]:

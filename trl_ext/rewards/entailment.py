@@ -7,7 +7,8 @@ import abc
 from typing import Any, Literal
 
 from trl_ext.errors import ConfigError, RewardError
-from trl_ext.rewards.classifiers import check_batching, classify, label_names
+from trl_ext.rewards.classifiers import classify, label_names
+from trl_ext.rewards.models import check_batching
 from trl_ext.rewards.registry import register_reward
 
 Label = Literal["entailment", "neutral", "contradiction"]

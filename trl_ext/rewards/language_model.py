@@ -3,7 +3,7 @@
 Texts are scored after the model's start token (its `bos`, else its `eos` token, as lm-evaluation-harness does), so that
 their first token counts. A tokenizer that has neither leaves the first token out. The first `max_length` tokens of a
 completion count, or what the model takes, if that is less; a context before it gets the room that is left and loses its
-beginning. Empty completions score 0. Lone surrogates are read as "?".
+beginning. Empty completions score 0.
 """
 
 import math
@@ -15,11 +15,18 @@ from typing import Any
 import torch
 
 from trl_ext.errors import RewardError
-from trl_ext.rewards.embedding import is_empty, pad_right, token_limit, tokenizable
-from trl_ext.rewards.models import load_model, run_by_length
+from trl_ext.rewards.models import (
+    CHARACTERS_PER_TOKEN,
+    check_batching,
+    is_empty,
+    load_model,
+    pad_right,
+    run_by_length,
+    token_limit,
+    tokenizable,
+)
 from trl_ext.rewards.registry import register_reward
 
-_CHARACTERS_PER_TOKEN = 10  # read for each token that is scored: English has 4 to 5
 _PLACEHOLDER = re.compile(r"\{(prompt|target)\}")
 
 
@@ -41,16 +48,13 @@ class _LanguageModel:
     """The shared options. A batch's logits take batch_size * max_length * vocabulary * 4 bytes: 0.8 GB for GPT-2."""
 
     def __init__(self, model: str, max_length: int, batch_size: int):
-        if max_length < 2:
-            raise ValueError(f"max_length = {max_length}: must be 2 or more")
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size}: must be 1 or more")
+        check_batching(batch_size, max_length, shortest=2)
         self.model, self.max_length, self.batch_size = model, max_length, batch_size
 
     def _score(self, contexts: Sequence[str], texts: Sequence[str]) -> list[_Scored | None]:
         """Each text after its context; None for an empty text, and for one token after nothing."""
         model, tokenizer = load_model("AutoModelForCausalLM", self.model)
-        limit = min(self.max_length, token_limit(model, tokenizer))
+        limit = min(self.max_length, token_limit(model, tokenizer, unknown=self.max_length))
         distinct = list(dict.fromkeys(zip(contexts, texts, strict=True)))
         rows = [self._encode(tokenizer, limit, context, text) for context, text in distinct]
         known = [i for i, (before, ids) in enumerate(rows) if len(ids) > (not before)]
@@ -71,7 +75,7 @@ class _LanguageModel:
 
     def _encode(self, tokenizer: Any, limit: int, context: str, text: str) -> tuple[list[int], list[int]]:
         """The ids before the text, start token first, and those of the text: together at most `limit`."""
-        characters = _CHARACTERS_PER_TOKEN * limit
+        characters = CHARACTERS_PER_TOKEN * limit
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         before = [] if start is None else [start]
         if is_empty(text[:characters]):

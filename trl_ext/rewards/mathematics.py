@@ -1,43 +1,40 @@
 """Whether the answer of a completion equals the reference as mathematics, judged in worker processes."""
 
 import contextlib
-import faulthandler
-import functools
 import importlib.util
-import logging
+import json
 import math
-import multiprocessing
-import multiprocessing.util
 import os
 import re
-import resource
-import signal
+import subprocess
 import sys
 import threading
-import time
-import types
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from trl_ext.errors import MissingExtraError
 from trl_ext.rewards.registry import register_reward
+from trl_ext.rewards.text import last_boxed
 
 Pair = tuple[str, str]  # (reference, completion)
 
+_WORKER = Path(__file__).with_name("math_worker.py")
 
-@register_reward("math", leans_on="math-verify", extra="rewards", cost="1 ms")
+
+@register_reward("math", leans_on="math-verify", extra="rewards", cost="1 ms", waits=True)
 class MathVerify:
     """1 where the completion's answer equals the reference as mathematics, 0 where not (math-verify).
 
     The parse is that of TRL's `accuracy_reward`: LaTeX in `\\boxed{}` first, or after "answer", in the completion;
     LaTeX or a plain expression in the reference. A reference that does not parse is not scored.
 
-    Runs in worker processes, up to 8, shared by all `math` rewards of the process; POSIX only. A reference is parsed
-    once for a chunk of a batch, and equal answers to one reference are compared once. `timeout` is the limit in seconds
-    for a completion, past which it is 0, and for a reference, past which it is not scored (`accuracy_reward`: 10 s a
-    parse, 5 s a comparison). A worker may take 4 GiB; one that does not react to the limit is killed.
+    Runs in worker processes, up to 8, shared by all `math` rewards of the process; POSIX only. Of a completion only the
+    part that decides goes there, equal answers to one reference go once, and integers are compared here. `timeout` is
+    the limit in seconds for a completion, past which it is 0, and for a reference, past which it is not scored
+    (`accuracy_reward`: 10 s a parse, 5 s a comparison). A worker may take 4 GiB; one that does not react to the limit
+    is killed.
     """
 
     def __init__(self, timeout: float = 5.0):
@@ -51,197 +48,118 @@ class MathVerify:
         rows: list[list[Pair]] = []
         for completion, references in zip(completions, target, strict=True):
             several = references if isinstance(references, list | tuple) else [references]
-            # Where nothing in a text can match, an empty one gives the same verdict
-            text = completion if _MAY_ANSWER.search(completion) else ""
-            rows.append([(str(reference), text) for reference in several if reference is not None])
-        verdicts = _POOL.judge(sorted({pair for row in rows for pair in row}), self.timeout)
+            answer = decisive(completion)
+            rows.append([(str(reference), answer) for reference in several if reference is not None])
+        verdicts: dict[Pair, float | None] = {pair: _as_integers(*pair) for row in rows for pair in row}
+        # Sorted, those of one reference are side by side, and a worker parses it once
+        verdicts |= _POOL.judge(sorted(pair for pair, verdict in verdicts.items() if verdict is None), self.timeout)
         known = [[score for pair in row if (score := verdicts[pair]) is not None] for row in rows]
         return [max(scores, default=None) for scores in known]
 
 
-# Each of math-verify's patterns for a completion contains one of these, as long as try_extract_without_anchor is off
-_MAY_ANSWER = re.compile(r"\\boxed\{|(?i:answer)")
-_CHUNK = 16
-_MEMORY = 4 << 30
+_ANSWER = re.compile(r"(?i:answer)")
+_LATEX = re.compile(r"[$\[]|\\[(f]")
+_PERCENT = re.compile(r"%|[Pp]ercent|[Pp]ct")
+_INTEGER = re.compile(r"(\\boxed\{)?(0|-?[1-9](?:\d{0,14}|\d{0,2}(?:,\d{3}){1,4}))(?(1)\})", re.ASCII)
+
+
+def decisive(completion: str) -> str:
+    """A text that math-verify judges as it does the completion, and far shorter where one answer is boxed.
+
+    It decides by the pattern whose match ends last, of three: a box up to the last brace of the text; a box within
+    dollars or brackets; an expression within these between "final answer is" and "I hope". Whichever of the first two
+    it is, a single box is then looked for in the match, and its content is the answer; a percent sign after the
+    closing dollar divides it by 100.
+    """
+    if "\\boxed{" not in completion:  # then each pattern has "answer" and LaTeX behind it
+        may_answer = _ANSWER.search(completion) and _LATEX.search(completion)
+        return completion if may_answer else ""
+    if completion.count("\\boxed") > 1 or "\\fbox" in completion or "I hope" in completion:
+        return completion
+    content = last_boxed(completion)
+    box = f"\\boxed{{{content}}}"
+    return box if content and not _PERCENT.search(completion.partition(box)[2]) else completion
+
+
+def _as_integers(reference: str, answer: str) -> float | None:
+    """Whether the boxed answer is the reference where both are integers, with or without separators; else None."""
+    ours, theirs = _INTEGER.fullmatch(answer), _INTEGER.fullmatch(reference)
+    if not ours or not theirs or not ours[1] or theirs[1]:
+        return None
+    return float(ours[2].replace(",", "") == theirs[2].replace(",", ""))
+
+
+_CHUNK = 8
 
 
 class _MathPool:
     """Worker processes that start with the first batch and are replaced when one of them dies."""
 
-    def __init__(self, method: str = "forkserver") -> None:
-        self._method = method
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._executor: ProcessPoolExecutor | None = None
+        self.idle: list[_Worker] = []
         self.workers = min(os.cpu_count() or 1, 8)
 
     def judge(self, pairs: list[Pair], timeout: float) -> dict[Pair, float | None]:
-        """The verdict on every pair. Sorted pairs have those of one reference side by side, which is fastest."""
+        """The verdict on every pair."""
         size = max(1, min(_CHUNK, -(-len(pairs) // (2 * self.workers))))
-        verdicts: dict[Pair, float | None] = {}
-        with self._lock:  # one batch at a time: a worker's death is then the work of a pair of this batch
-            self._attempt([pairs[i : i + size] for i in range(0, len(pairs), size)], timeout, verdicts)
-            # A pair that killed its worker took the others with it: find it among those that were then running
-            left = [pair for pair in pairs if pair not in verdicts]
-            for start in range(0, len(left), self.workers):
-                window = left[start : start + self.workers]
-                self._attempt([[pair] for pair in window], timeout, verdicts)
-                for pair in window:
-                    if pair not in verdicts:
-                        self._attempt([[pair]], timeout, verdicts)
-                        verdicts.setdefault(pair, 0.0)
-        return verdicts
+        chunks = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+        with self._lock, ThreadPoolExecutor(self.workers) as threads:  # one batch at a time: no more workers than that
+            verdicts = threads.map(lambda chunk: self._judge_chunk(chunk, timeout), chunks)
+            return {pair: verdict for chunk in verdicts for pair, verdict in chunk}
 
-    def _attempt(self, chunks: list[list[Pair]], timeout: float, verdicts: dict[Pair, float | None]) -> None:
-        """Add the verdicts on all chunks that finish; when a worker dies or hangs, stop the pool and leave the rest."""
-        futures: dict[Future[list[float | None]], list[Pair]] = {}
-        healthy = False
-        try:
-            with contextlib.suppress(BrokenProcessPool):
-                for chunk in chunks:
-                    futures[self._submit(chunk, timeout)] = chunk
-            pending, patience = set(futures), 60 + 2 * timeout * _CHUNK
-            while pending:
-                done, pending = wait(pending, patience, FIRST_COMPLETED)
-                if not done:
-                    break
-                for future in done:
-                    with contextlib.suppress(BrokenProcessPool):
-                        verdicts.update(zip(futures[future], future.result(), strict=True))
-            healthy = all(chunk[0] in verdicts for chunk in chunks)
-        finally:  # also on Ctrl-C: the queue must not outlive the batch
-            if not healthy:
-                self._stop()
+    def _judge_chunk(self, chunk: list[Pair], timeout: float) -> list[tuple[Pair, float | None]]:
+        verdicts: list[float | None] = []
+        died_at = -1
+        while len(verdicts) < len(chunk):
+            worker = None
+            if died_at != len(verdicts):
+                with contextlib.suppress(IndexError):
+                    worker = self.idle.pop()
+            worker = worker or _Worker()
+            try:
+                for verdict in worker.judge(chunk[len(verdicts) :], timeout):
+                    verdicts.append(verdict)
+            except (EOFError, BrokenPipeError):
+                worker.kill()
+                if died_at == len(verdicts):  # once may be the system's doing; a new worker that dies is the pair's
+                    verdicts.append(0.0)
+                died_at = len(verdicts)
+            else:
+                self.idle.append(worker)
+        return list(zip(chunk, verdicts, strict=True))
 
-    def _submit(self, chunk: list[Pair], timeout: float) -> "Future[list[float | None]]":
-        with _plain_parent():
-            if self._executor is None:
-                context: Any = multiprocessing.get_context(self._method)
-                if self._method == "forkserver":  # what it imports is shared by all workers, and by their successors
-                    context.set_forkserver_preload([__name__, "math_verify"])
-                # A child of multiprocessing waits for its own children before the executor would end them
-                multiprocessing.util.Finalize(None, self._stop, exitpriority=100)
-                self._executor = ProcessPoolExecutor(self.workers, context, _prepare_worker)
-            return self._executor.submit(_judge_chunk, chunk, timeout)
 
-    def _stop(self) -> None:
-        if self._executor is not None:
-            processes = list((self._executor._processes or {}).values())
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
-            self._executor = None
+class _Worker:
+    def __init__(self) -> None:
+        # By its path, as -m would import the package; -P keeps the files beside it (code.py) from being imported
+        command = [sys.executable, "-P", str(_WORKER)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._requests, self._replies = self.process.stdin, self.process.stdout
+        if self._replies.readline() != "ready\n":
+            self.kill()
+            raise RuntimeError("a worker process of the reward 'math' does not start: its own message is above")
+
+    def judge(self, pairs: list[Pair], timeout: float) -> Iterator[float | None]:
+        """The verdicts, each when it is known.
+
+        Raises:
+            EOFError, BrokenPipeError: the worker died.
+        """
+        print(json.dumps([timeout, pairs]), file=self._requests, flush=True)
+        for _ in pairs:
+            reply = self._replies.readline()
+            if not reply:
+                raise EOFError
+            yield json.loads(reply)
+
+    def kill(self) -> None:
+        self.process.kill()
+        with contextlib.suppress(BrokenPipeError), self.process:  # closes the pipes and waits
+            pass
 
 
 _POOL = _MathPool()
-# A fork has neither its parent's workers nor a use for its fork server
-os.register_at_fork(after_in_child=lambda: _POOL.__init__("spawn"))  # type: ignore[misc]
-
-
-@contextlib.contextmanager
-def _plain_parent() -> Iterator[None]:
-    """Start workers without the user's script, which they would run again, and from daemonic processes as well.
-
-    A daemonic process, as in TRL's asynchronous rollouts, may have no children lest it leaves orphans: ours end by
-    themselves.
-    """
-    main, config = sys.modules["__main__"], multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    daemon = config.get("daemon")
-    sys.modules["__main__"], config["daemon"] = types.ModuleType("__main__"), False
-    try:
-        yield
-    finally:
-        sys.modules["__main__"], config["daemon"] = main, daemon
-
-
-def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    signal.signal(signal.SIGALRM, _raise_time_limit)
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its own time limits are off
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-class _TimeLimit(BaseException):
-    """Not an Exception: math-verify swallows those."""
-
-
-def _raise_time_limit(*_: Any) -> None:
-    raise _TimeLimit
-
-
-def _judge_chunk(pairs: list[Pair], timeout: float) -> list[float | None]:
-    """The verdicts on (reference, completion) pairs; in a worker's main thread."""
-    from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    config = LatexExtractionConfig(
-        normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
-    )
-    watchdog = _Watchdog(timeout)
-    # All references first: math-verify builds its patterns anew whenever the extraction config changes
-    golds = {
-        gold: _limited(lambda gold=gold: parse(gold, parsing_timeout=None), watchdog, [])  # type: ignore[misc]
-        for gold, _ in pairs
-    }
-    compared: dict[Any, float] = {}
-
-    def judge(gold: str, completion: str) -> float:
-        answer = parse(completion, extraction_config=[config], extraction_mode="first_match", parsing_timeout=None)
-        if not answer:
-            return 0.0
-        key = (gold, *map(_structure, answer))
-        if key not in compared:
-            compared[key] = float(verify(golds[gold], answer, timeout_seconds=None))
-        return compared[key]
-
-    verdicts: list[float | None] = []
-    for gold, completion in pairs:
-        verdict = _limited(functools.partial(judge, gold, completion), watchdog, 0.0) if golds[gold] else None
-        verdicts.append(verdict)
-    watchdog.cancel()
-    return verdicts
-
-
-def _structure(part: Any) -> str:
-    from sympy import srepr  # type: ignore[import-untyped]
-
-    return part if isinstance(part, str) else f"{type(part)}{srepr(part)}"
-
-
-def _limited(function: Callable[[], Any], watchdog: "_Watchdog", otherwise: Any) -> Any:
-    """What the function returns, or `otherwise` where it takes too long, too much memory or too deep a recursion."""
-    try:
-        try:
-            watchdog.rearm()
-            # Fires again in case the library swallows the first
-            signal.setitimer(signal.ITIMER_REAL, watchdog.timeout, 0.2)
-            return function()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except (_TimeLimit, MemoryError, RecursionError):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        return otherwise
-
-
-class _Watchdog:
-    """Ends the process when one step takes far too long: inside one operation on huge integers no signal is handled."""
-
-    def __init__(self, timeout: float):
-        self.timeout, self._armed, self._sink = timeout, -math.inf, open(os.devnull, "w")  # noqa: SIM115
-
-    def rearm(self) -> None:
-        now = time.monotonic()
-        if now - self._armed > 0.25 * self.timeout:  # arming starts a thread: not for each of many fast steps
-            faulthandler.dump_traceback_later(1.25 * self.timeout + 1.0, exit=True, file=self._sink)
-            self._armed = now
-
-    def cancel(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._sink.close()
+os.register_at_fork(after_in_child=lambda: _POOL.__init__())  # type: ignore[misc]  # the workers are its parent's

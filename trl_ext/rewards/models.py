@@ -1,4 +1,7 @@
-"""Models that rewards share: loaded once per process, run on its device, over batches sorted by length."""
+"""Models that rewards share, loaded once per process and run on its device over batches sorted by length; their texts.
+
+Tokenizers refuse lone surrogates, which are read as "?".
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,7 +11,29 @@ import torch
 
 from trl_ext.errors import ModelNotFoundError
 
+# A text is cut here before it is tokenized: far beyond the 512 tokens that most models take, whatever the script.
+MAX_CHARACTERS = 20_000
+CHARACTERS_PER_TOKEN = 10  # read for each token that counts where a model takes more: English has 4 to 5
+
 Result = TypeVar("Result")
+
+
+def check_batching(batch_size: int, max_length: int | None = None, shortest: int = 8) -> None:
+    """Raise ValueError unless the options of a model's batches make sense."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+    if max_length is not None and max_length < shortest:
+        raise ValueError(f"max_length = {max_length}: must be at least {shortest}")
+
+
+def tokenizable(text: str, characters: int = MAX_CHARACTERS) -> str:
+    """The first `characters` characters, with lone surrogates as "?": tokenizers raise a TypeError at these."""
+    return text[:characters].encode("utf-8", "replace").decode()
+
+
+def is_empty(text: str) -> bool:
+    """Whether the text has no visible character: only whitespace, control and zero-width characters, if any."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
 
 
 @functools.cache
@@ -46,3 +71,26 @@ def run_by_length(
         rows = order[start : start + batch_size]
         results.update(zip(rows, run([items[row] for row in rows]), strict=True))
     return [results[row] for row in range(len(items))]
+
+
+def token_limit(model: Any, tokenizer: Any, unknown: int = 512) -> int:
+    """The most tokens that the model takes, special ones included; at most `unknown` where its config does not say."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    limits = [tokenizer.model_max_length, positions if positions > 0 else unknown]
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if table is not None and padding is not None:  # RoBERTa's kind: the first positions are for padding
+        limits.append(table.num_embeddings - padding - 1)
+    return int(min(limits))
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of different lengths as `input_ids` and `attention_mask`, both (B, T).
+
+    Masked tokens are 0, so that tokenizers without a padding token (GPT-2's) do too.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for padded, row in zip(ids, rows, strict=True):
+        padded[: len(row)] = torch.tensor(row)
+    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)

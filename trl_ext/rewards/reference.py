@@ -113,6 +113,13 @@ def _patterns() -> tuple[Any, Any]:
     return regex.compile(word, regex.V1), regex.compile(_UNSPACED, regex.V1)
 
 
+def split_words(text: str) -> list[str]:
+    """The words of letters and digits, single characters in scripts without spaces: the first `MAX_WORDS`."""
+    text = text[:MAX_CHARACTERS]
+    found: list[str] = (_ASCII_WORD if text.isascii() else _patterns()[0]).findall(text)
+    return found[:MAX_WORDS]
+
+
 @functools.cache
 def _porter() -> Any:
     from nltk.stem.porter import PorterStemmer
@@ -146,9 +153,7 @@ class _Rouge:
         return [best_over_references(score, c, t) for c, t in zip(completions, target, strict=True)]
 
     def _words(self, text: str) -> list[str]:
-        text = text[:MAX_CHARACTERS]
-        pattern = _ASCII_WORD if text.isascii() else _patterns()[0]
-        found: list[str] = pattern.findall(text.lower() if self.lowercase else text)[:MAX_WORDS]
+        found = split_words(text.lower() if self.lowercase else text)
         return list(map(_stem, found)) if self.use_stemmer else found
 
     def _score(self, ours: list[str], theirs: list[str]) -> float:

@@ -4,12 +4,17 @@ import math
 from typing import Any
 
 from trl_ext.errors import RewardError
-from trl_ext.rewards.embedding import token_limit, tokenizable
-from trl_ext.rewards.models import load_model, run_by_length
+from trl_ext.rewards.models import (
+    CHARACTERS_PER_TOKEN,
+    check_batching,
+    load_model,
+    run_by_length,
+    token_limit,
+    tokenizable,
+)
 from trl_ext.rewards.registry import register_reward
 
 LIMIT = 100.0
-_CHARACTERS_PER_TOKEN = 10  # read for each token that is scored: English has 4 to 5
 
 
 @register_reward("reward_model", range=(-LIMIT, LIMIT), leans_on="transformers", needs_model=True, cost="1 s")
@@ -29,10 +34,7 @@ class RewardModel:
     """
 
     def __init__(self, model: str, squash: bool = False, max_length: int = 2048, batch_size: int = 8):
-        if max_length < 8:
-            raise ValueError(f"max_length = {max_length}: must be 8 or more")
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size}: must be 1 or more")
+        check_batching(batch_size, max_length)
         self.model, self.squash, self.max_length, self.batch_size = model, squash, max_length, batch_size
 
     def __call__(self, completions: list[str], prompts: list[str] | None = None) -> list[float | None]:
@@ -61,8 +63,8 @@ class RewardModel:
         return [by_pair.get(pair) for pair in pairs]
 
     def _encode(self, model: Any, tokenizer: Any, prompt: str, completion: str) -> dict[str, Any]:
-        limit = min(self.max_length, token_limit(model, tokenizer))
-        prompt, completion = (tokenizable(text, _CHARACTERS_PER_TOKEN * limit) for text in (prompt, completion))
+        limit = min(self.max_length, token_limit(model, tokenizer, unknown=self.max_length))
+        prompt, completion = (tokenizable(text, CHARACTERS_PER_TOKEN * limit) for text in (prompt, completion))
         if not getattr(tokenizer, "chat_template", None):
             return dict(tokenizer(prompt, completion, truncation=True, max_length=limit))
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]

@@ -1,5 +1,6 @@
 """How close a completion is to its reference, by characters and by words."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 from trl_ext.rewards.registry import register_reward
 
 MAX_CHARACTERS = 20_000
+_THREADS = min(4, os.cpu_count() or 1)
 WORD = re.compile(r"\w+")
 _ARTICLE_OR_PUNCTUATION = re.compile(r"\b(a|an|the)\b|[^\w\s]")
 
@@ -82,12 +84,24 @@ class Levenshtein:
         self.lowercase = lowercase
 
     def __call__(self, completions: list[str], target: list[Any]) -> list[float | None]:
+        import numpy as np
         from rapidfuzz.distance import Levenshtein as distance
+        from rapidfuzz.process import cpdist
 
         def plain(text: str) -> str:
             return text[:MAX_CHARACTERS].lower() if self.lowercase else text[:MAX_CHARACTERS]
 
-        def score(completion: str, reference: str) -> float:
-            return float(distance.normalized_similarity(plain(completion), plain(reference)))
-
-        return [best_over_references(score, c, t) for c, t in zip(completions, target, strict=True)]
+        ours, theirs, rows = [], [], []
+        for row, (completion, references) in enumerate(zip(completions, target, strict=True)):
+            for reference in references if isinstance(references, list | tuple) else [references]:
+                if reference is not None:
+                    ours.append(plain(completion))
+                    theirs.append(plain(str(reference)))
+                    rows.append(row)
+        similarities = cpdist(
+            ours, theirs, scorer=distance.normalized_similarity, dtype=np.float64, workers=_THREADS
+        ).tolist()
+        scores: list[float | None] = [None] * len(completions)
+        for row, similarity in zip(rows, similarities, strict=True):
+            scores[row] = max(scores[row] or 0.0, similarity)
+        return scores

@@ -7,6 +7,7 @@ from typing import Any
 PANELS = {
     "entropy": "entropy (nats)",
     "importance_weight/max": "largest weight",
+    "val/explained_variance": "explained variance",
 }
 
 

@@ -1,0 +1,284 @@
+"""How long rewards take for a batch, against one call of the library for each completion.
+
+    python -m benchmarks.rewards                               all of them, about 20 minutes on 2 cores
+    python -m benchmarks.rewards --only math rouge_l           some of them
+    python -m benchmarks.rewards --completions 16 --repeats 1  a try, in about a minute
+
+Each reward scores a batch of completions (by default 512, 8 to a prompt) that is drawn anew for each repeat, so that
+nothing is in a cache. In the same run, before or after it in turns, a naive reward factory scores the same batch: a
+scorer or model of the same library that is loaded once and then called once for each completion and its reference.
+Both must give the same scores, within the tolerance that the table shows, or the run stops. Models and worker processes
+have been started before.
+
+The result is the median over the repeats. It goes to --output as JSON, and beside it, as .md, the table that is
+printed. benchmarks/README.md has the last full run.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import reward_data as data
+from benchmarks import reward_peers as peers
+from benchmarks.reward_data import GROUP, Rows
+from benchmarks.reward_peers import Peer
+
+RESULT = Path(__file__).parent / "results" / "rewards.json"
+SENTIMENT = ["negative", "neutral", "positive"]
+ENTAILMENT = ["contradiction", "neutral", "entailment"]
+PATTERN = r".*[a-z]{4,} [a-z]{4,}\."
+BAND = {"min": 70, "max": 150}
+
+
+@dataclass
+class Case:
+    """A reward and its peer. `make` gets a folder for checkpoints and returns the reward's spec and the peer."""
+
+    peer: str
+    make: Callable[[Path], tuple[dict[str, Any], Peer]]
+    rows: Callable[[int, int], Rows] = data.prose
+    completions: int = 512
+    tolerance: float = 1e-9
+    note: str = ""
+
+
+def plain(name: str, peer: Callable[[], Peer], **options: Any) -> Callable[[Path], tuple[dict[str, Any], Peer]]:
+    """A case without a checkpoint."""
+    return lambda folder: ({"type": name, **options}, peer())
+
+
+def with_bert(
+    name: str, labels: list[str], peer: Callable[[str], Peer]
+) -> Callable[[Path], tuple[dict[str, Any], Peer]]:
+    """A case with a random checkpoint."""
+
+    def make(folder: Path) -> tuple[dict[str, Any], Peer]:
+        path = peers.random_bert(folder, labels)
+        return {"type": name, "model": path}, peer(path)
+
+    return make
+
+
+def with_minilm(name: str, option: str, peer: Callable[[str], Peer]) -> Callable[[Path], tuple[dict[str, Any], Peer]]:
+    """A case with the MiniLM of the wheel."""
+    return lambda folder: ({"type": name, option: peers.minilm()}, peer(peers.minilm()))
+
+
+def with_smollm2(name: str, given_prompt: bool) -> Callable[[Path], tuple[dict[str, Any], Peer]]:
+    """A case with the SmolLM2 of the wheel."""
+
+    def make(folder: Path) -> tuple[dict[str, Any], Peer]:
+        from trl_ext.builtin.smollm2 import smollm2_path
+
+        path = str(smollm2_path())
+        return {"type": name, "model": path}, peers.language_model(path, given_prompt)
+
+    return make
+
+
+def own(spec: dict[str, Any]) -> Callable[[Path], tuple[dict[str, Any], Peer]]:
+    """A case of a reward that leans on no library: itself, one completion at a time."""
+    return lambda folder: (spec, peers.one_at_a_time(spec))
+
+
+CASES = {
+    "rouge_l": Case("rouge_score", plain("rouge_l", lambda: peers.rouge("rougeL"))),
+    "rouge_1": Case("rouge_score", plain("rouge_1", lambda: peers.rouge("rouge1"))),
+    "levenshtein": Case(
+        "nltk.edit_distance", plain("levenshtein", lambda: peers.edit_distance(by_words=False)), completions=64
+    ),
+    "levenshtein_rapidfuzz": Case("rapidfuzz", plain("levenshtein", peers.rapidfuzz)),
+    "ter": Case(
+        "sacrebleu TER",
+        plain("ter", lambda: peers.sacrebleu("TER")),
+        completions=32,
+        tolerance=0.3,
+        note="sacrebleu also takes a moved run of words for one edit, and looks for edits in a band of 25 words",
+    ),
+    "ter_nltk": Case("nltk.edit_distance of words", plain("ter", lambda: peers.edit_distance(by_words=True))),
+    "bleu": Case(
+        "sacrebleu BLEU", plain("bleu", lambda: peers.sacrebleu("BLEU", effective_order=True, lowercase=True))
+    ),
+    "chrf": Case("sacrebleu CHRF", plain("chrf", lambda: peers.sacrebleu("CHRF"))),
+    "meteor": Case("nltk, without WordNet", plain("meteor", peers.meteor)),
+    "math": Case("trl accuracy_reward", plain("math", peers.accuracy_reward), rows=data.mathematics),
+    "cosine_sts": Case(
+        "SentenceTransformer.encode", with_minilm("cosine_sts", "model", peers.sentence_transformer), tolerance=1e-5
+    ),
+    "bertscore": Case(
+        "transformers forwards", with_minilm("bertscore", "model_type", peers.bert_score), tolerance=1e-5
+    ),
+    "sentiment": Case(
+        "transformers pipeline",
+        with_bert("sentiment", SENTIMENT, lambda path: peers.text_classification(path, "positive")),
+        tolerance=1e-4,
+    ),
+    "nli": Case(
+        "transformers pipeline",
+        with_bert("nli", ENTAILMENT, lambda path: peers.text_classification(path, "entailment", pair=True)),
+        tolerance=1e-4,
+    ),
+    "reward_model": Case(
+        "transformers forward", with_bert("reward_model", ["score"], peers.reward_model), tolerance=1e-4
+    ),
+    "perplexity": Case(
+        "transformers forward", with_smollm2("perplexity", given_prompt=False), completions=64, tolerance=0.01
+    ),
+    "gptscore": Case(
+        "transformers forward", with_smollm2("gptscore", given_prompt=True), completions=64, tolerance=0.01
+    ),
+    "json_schema": Case(
+        "jsonschema.validate",
+        plain("json_schema", lambda: peers.jsonschema(data.SCHEMA), schema=data.SCHEMA),
+        rows=data.json_objects,
+    ),
+    "spelling": Case("pyspellchecker", plain("spelling", peers.spellchecker)),
+    "readability": Case("itself", own({"type": "readability", "min": 60, "soft": 30})),
+    "grammar": Case("itself", own({"type": "grammar"})),
+    "sentiment_lexicon": Case("itself", own({"type": "sentiment_lexicon"})),
+    "format": Case(
+        "re.fullmatch", plain("format", lambda: peers.fullmatch(PATTERN), pattern=PATTERN, mode="fullmatch")
+    ),
+    "length": Case("str.split", plain("length", lambda: peers.word_count(*BAND.values()), **BAND)),
+}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.rewards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
+    parser.add_argument(
+        "--completions", type=int, default=512, help="of a batch, at most; slow peers get fewer (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="batches (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first batch (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULT, metavar="FILE.json", help="(default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.completions < GROUP or args.repeats < 1:
+        parser.error(f"--completions must be {GROUP} or more, --repeats 1 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, and write the result and its table."""
+    args = parse(argv)
+    from tqdm import tqdm
+
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(args.only) * args.repeats, file=sys.stderr) as bar:
+        rows = [measure(name, args, Path(folder, name), bar) for name in args.only]
+    result = {"machine": machine(), "repeats": args.repeats, "seed": args.seed, "rewards": rows}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    args.output.with_suffix(".md").write_text(table(result) + "\n")
+    print(table(result))
+
+
+def measure(name: str, args: argparse.Namespace, folder: Path, bar: Any) -> dict[str, Any]:
+    """The seconds of both sides for each repeat, and the largest difference of their scores.
+
+    Raises:
+        SystemExit: the scores differ by more than the tolerance.
+    """
+    from trl_ext import make_reward
+
+    case = CASES[name]
+    spec, peer = case.make(folder)
+    reward = make_reward(spec)
+    prompts = min(args.completions, case.completions) // GROUP
+
+    def ours(rows: Rows) -> list[float | None]:
+        return reward(rows.completions, prompts=rows.prompts, target=rows.target)
+
+    def theirs(rows: Rows) -> list[float | None]:
+        return [peer(*row) for row in zip(rows.completions, rows.prompts, rows.target, strict=True)]
+
+    warm = case.rows(args.seed + args.repeats, prompts)
+    ours(warm), theirs(warm.head(2 * GROUP))
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    difference = 0.0
+    for repeat in range(args.repeats):
+        rows = case.rows(args.seed + repeat, prompts)
+        sides = [("ours", ours), ("theirs", theirs)]
+        scores = {}
+        for side, score in sides if repeat % 2 else sides[::-1]:
+            bar.set_description(f"{name}, {side}")
+            start = time.perf_counter()
+            scores[side] = score(rows)
+            seconds[side].append(time.perf_counter() - start)
+        difference = max(difference, compare(name, scores["ours"], scores["theirs"]))
+        bar.update()
+    return {
+        "reward": name,
+        "type": spec["type"],
+        "peer": case.peer,
+        "completions": prompts * GROUP,
+        "seconds": {side: [round(second, 4) for second in measured] for side, measured in seconds.items()},
+        "ratio": round(statistics.median(seconds["theirs"]) / statistics.median(seconds["ours"]), 2),
+        "largest_difference": float(f"{difference:.1g}"),
+        "tolerance": case.tolerance,
+        "note": case.note,
+    }
+
+
+def compare(name: str, ours: list[float | None], theirs: list[float | None]) -> float:
+    """The largest difference of two lists of scores.
+
+    Raises:
+        SystemExit: it is more than the tolerance, or one side has a score where the other has none.
+    """
+    case, largest = CASES[name], 0.0
+    for row, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a is None or b is None:
+            same = a is b
+        else:
+            largest = max(largest, abs(a - b))
+            same = abs(a - b) <= case.tolerance
+        if not same:
+            raise SystemExit(f"{name}: completion {row} has {a} by trl-ext and {b} by {case.peer}")
+    return largest
+
+
+def machine() -> dict[str, Any]:
+    """What the times depend on."""
+    import torch
+    import transformers
+
+    cores = len(os.sched_getaffinity(0))
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"cpu_cores": cores, "torch_threads": torch.get_num_threads(), "device": "cpu", **versions}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['cpu_cores']} CPU cores, torch {machine['torch']}, transformers {machine['transformers']}; "
+        f"medians of {result['repeats']} batches, in milliseconds for a completion.",
+        "",
+        "| reward | one at a time | completions | one at a time, ms | trl-ext, ms | times faster | scores differ by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rewards"]:
+        ours, theirs = (
+            f"{1000 * statistics.median(row['seconds'][side]) / row['completions']:.3g}" for side in ("ours", "theirs")
+        )
+        difference = f"{row['largest_difference']:.0e}" if row["largest_difference"] > 1e-12 else "0"
+        lines.append(
+            f"| `{row['reward']}` | {row['peer']} | {row['completions']} | {theirs} | {ours} | {row['ratio']:.1f} | "
+            f"{difference}{' (*)' if row['note'] else ''} |"
+        )
+    notes = [f"(*) `{row['reward']}`: {row['note']}." for row in result["rewards"] if row["note"]]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+if __name__ == "__main__":
+    main()
