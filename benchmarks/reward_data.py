@@ -197,3 +197,87 @@ def _json_object(draw: random.Random) -> str:
     value["address"] = {draw.choice(["city", "city", "town"]): _words(draw, 1)[0]}
     text = json.dumps(value, indent=draw.choice([None, 2]))
     return text[: len(text) // 2] if draw.random() < 0.1 else text
+
+
+# A task: its function, asserts with room for two numbers, a right body and two wrong ones.
+_TASKS = [
+    (
+        "def total(numbers):",
+        [
+            "total([{a}, {b}]) == {a} + {b}",
+            "total([]) == 0",
+            "total(range({a})) == sum(range({a}))",
+            "total([-{b}]) == -{b}",
+        ],
+        ["{r} = 0\n    for {i} in numbers:\n        {r} += {i}\n    return {r}", "return sum(numbers)"],
+        ["{r} = 0\n    for {i} in numbers[1:]:\n        {r} += {i}\n    return {r}", "return max(numbers)"],
+    ),
+    (
+        "def is_palindrome(text):",
+        ["is_palindrome('level' * {a}) == True", "is_palindrome('ab' * {b}) == False", "is_palindrome('') == True"],
+        [
+            "{r} = list(text)\n    return {r} == {r}[::-1]",
+            "return all({i} == {r} for {i}, {r} in zip(text, reversed(text)))",
+        ],
+        ["return text[0] == text[-1]", "{r} = text.reverse()\n    return {r} == text"],
+    ),
+    (
+        "def primes(limit):",
+        [
+            "primes({b})[:1] == ([2] if {b} >= 2 else [])",
+            "primes(1) == []",
+            "primes(20) == [2, 3, 5, 7, 11, 13, 17, 19]",
+        ],
+        ["return [{i} for {i} in range(2, limit + 1) if all({i} % {r} for {r} in range(2, {i}))]"],
+        [
+            "return [{i} for {i} in range(1, limit) if {i} % 2]",
+            "{r} = []\n    while True:\n        raise ValueError(limit)",
+        ],
+    ),
+    (
+        "def count_words(text):",
+        [
+            "count_words('a b a') == {{'a': 2, 'b': 1}}",
+            "count_words('x ' * {a}) == {{'x': {a}}}",
+            "count_words('') == {{}}",
+        ],
+        ["{r} = {{}}\n    for {i} in text.split():\n        {r}[{i}] = {r}.get({i}, 0) + 1\n    return {r}"],
+        [
+            "{r} = {{}}\n    for {i} in text:\n        {r}[{i}] = {r}.get({i}, 0) + 1\n    return {r}",
+            "return text.count(' ')",
+        ],
+    ),
+    (
+        "def rotate(items, steps):",
+        [
+            "rotate([1, 2, 3], 1) == [3, 1, 2]",
+            "rotate([], {a}) == []",
+            "rotate(list(range({b} + 2)), 0)[-1] == {b} + 1",
+        ],
+        ["{r} = steps % len(items) if items else 0\n    return items[-{r}:] + items[:-{r}] if {r} else items"],
+        ["return items[steps:] + items[:steps]", "{r} = items.pop()\n    return [{r}] + items"],
+    ),
+]
+
+
+def programs(seed: int, prompts: int) -> Rows:
+    """Functions in a block of Python, to be tested by 3 to 5 assert lines; in half of the groups most are wrong."""
+    draw = random.Random(seed)
+    rows = Rows([], [], [])
+    for _ in range(prompts):
+        head, tests, right, wrong = draw.choice(_TASKS)
+        skill = draw.choice([0.1, 0.7])
+        group = [_program(draw, head, draw.choice(right if draw.random() < skill else wrong)) for _ in range(GROUP)]
+        asserts = [f"assert {test}".format(a=draw.randint(1, 9), b=draw.randint(1, 9)) for test in tests]
+        asserts += [draw.choice(asserts) for _ in range(draw.randint(0, 5 - len(asserts)))]
+        rows.completions += _with_repeats(draw, group)
+        rows.prompts += [_text([_sentence(draw)])] * GROUP
+        rows.target += [asserts] * GROUP
+    return rows
+
+
+def _program(draw: random.Random, head: str, body: str) -> str:
+    names = dict(zip("ri", draw.sample(["result", "value", "out", "item", "x", "n", "part"], 2), strict=True))
+    comment = " ".join(_words(draw, draw.randint(3, 12)))
+    block = f"```python\n{head}\n    # {comment}\n    {body.format(**names)}\n```"
+    return f"{_text([_sentence(draw) for _ in range(draw.randint(3, 8))])}\n\n{block}"

@@ -6,6 +6,8 @@ A peer is made once (its models and scorers are loaded then), and is called with
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,14 +111,15 @@ def spellchecker() -> Peer:
     return score
 
 
-def fullmatch(pattern: str) -> Peer:
-    """re.fullmatch."""
-    return lambda completion, prompt, target: float(re.fullmatch(pattern, completion, re.DOTALL) is not None)
+def python_processes() -> Peer:
+    """A new Python for each test, which is no sandbox; the first that fails is the last."""
 
+    def score(completion: str, prompt: str, target: list[str]) -> float:
+        program = completion.split("```python\n")[1].split("```")[0]
+        commands = ([sys.executable, "-c", f"{program}\n{test}"] for test in target)
+        return float(all(subprocess.run(c, capture_output=True, timeout=10).returncode == 0 for c in commands))
 
-def word_count(low: int, high: int) -> Peer:
-    """len(text.split()) in a band."""
-    return lambda completion, prompt, target: float(low <= len(completion.split()) <= high)
+    return score
 
 
 def one_at_a_time(spec: dict[str, Any]) -> Peer:
@@ -128,13 +131,13 @@ def one_at_a_time(spec: dict[str, Any]) -> Peer:
 
 
 def sentence_transformer(path: str) -> Peer:
-    """SentenceTransformer.encode of completion and reference."""
+    """SentenceTransformer.encode of the completion, and of its reference."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(path)
 
     def score(completion: str, prompt: str, target: str) -> float:
-        ours, theirs = model.encode([completion, target], normalize_embeddings=True, show_progress_bar=False)
+        ours, theirs = (model.encode(text, normalize_embeddings=True) for text in (completion, target))
         return 0.5 * (float(ours @ theirs) + 1)
 
     return score

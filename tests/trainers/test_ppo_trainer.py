@@ -439,6 +439,17 @@ def test_evaluation_and_chat_prompts_and_specs_work(tiny):
     assert math.isfinite(metrics["eval_loss/value_avg"])
 
 
+def test_an_optimizer_without_the_value_function_is_refused(tiny):
+    policy = load(tiny)
+    pair = (torch.optim.SGD(policy.parameters(), lr=0.1), None)
+    with pytest.raises(ConfigError, match="lacks the value function, which would not train"):
+        make_trainer(PPOTrainer, tiny, config(PPOConfig), model=policy, optimizers=pair).train()
+    trainer = make_trainer(PPOTrainer, tiny, config(PPOConfig, max_steps=2))
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    trainer.train()
+    assert value_weights(trainer).abs().max() > 0
+
+
 def test_wrong_arguments_are_refused(tiny):
     with pytest.raises(ConfigError, match="args is a CISPOConfig: PPOTrainer takes a PPOConfig"):
         make_trainer(PPOTrainer, tiny, training.config(CISPOConfig))

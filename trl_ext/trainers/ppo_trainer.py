@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trl_ext.errors import ConfigError
 from trl_ext.losses import (
     generalized_advantage_estimate,
     kl_estimate,
@@ -376,9 +377,14 @@ class PPOTrainer(RolloutsMixin):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
+        own = {id(parameter) for parameter in self.value_function.parameters()}
+        if not fresh and not own & {id(p) for group in optimizer.param_groups for p in group["params"]}:
+            raise ConfigError(
+                "optimizers: this one was made before the trainer and lacks the value function, which would not train; "
+                "set trainer.optimizer and trainer.lr_scheduler, made from trainer.model, before trainer.train()"
+            )
         if not fresh or self.args.value_learning_rate is None:
             return optimizer
-        own = {id(parameter) for parameter in self.value_function.parameters()}
         for group in list(optimizer.param_groups):
             moved = [parameter for parameter in group["params"] if id(parameter) in own]
             if moved:
