@@ -2,7 +2,7 @@ import pytest
 from trl import GRPOTrainer
 
 from trl_ext.errors import TrlContractError
-from trl_ext.trainers._trl_contract import HOOKS, TESTED, check_attributes, check_trl
+from trl_ext.trainers._trl_contract import CONSTANTS, HOOKS, TESTED, check_attributes, check_trl
 
 
 def test_the_installed_trl_has_every_hook():
@@ -27,6 +27,13 @@ def test_a_hook_that_is_gone_or_changed_is_named(name):
     hooks[name] = lambda self, batch: None
     with pytest.raises(TrlContractError, match=rf"GRPOTrainer\.{name} takes \(self, batch\), expected \(self, "):
         check_trl(type("Changed", (), hooks))
+
+
+@pytest.mark.parametrize(("module", "constant"), CONSTANTS.items())
+def test_a_constant_that_is_gone_is_named(module, constant, monkeypatch):
+    monkeypatch.delattr(f"{module}.{constant}")
+    with pytest.raises(TrlContractError, match=rf"{module}\.{constant} is gone; found TRL"):
+        check_trl()
 
 
 def test_a_missing_attribute_is_named():

@@ -1,5 +1,6 @@
 """Every private TRL name that trl-ext overrides, calls or reads: listed once, checked before anything hangs on it."""
 
+import importlib.util
 import inspect
 
 import trl
@@ -21,6 +22,12 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_tokenize_prompts": ("self", "prompts"),
+}
+
+# Module -> its constant that `head_tiles.py` sets for a while.
+CONSTANTS = {
+    "trl.kernels.chunked_logprob": "TOKEN_CHUNK_SIZE",
+    "trl.trainer.utils": "_CHUNKED_LOGPROB_CHUNK_SIZE",
 }
 
 # Set by `GRPOTrainer.__init__` and read by our subclasses.
@@ -51,6 +58,9 @@ def check_trl(trainer_class: type = GRPOTrainer, version: str = trl.__version__)
     found = f"found TRL {version}, tested with {', '.join(TESTED)}: pip install 'trl=={TESTED[-1]}'"
     if not SUPPORTED.contains(Version(version), prereleases=True):
         raise TrlContractError(f"trl-ext needs trl{SUPPORTED}; {found}")
+    for module, constant in CONSTANTS.items():
+        if importlib.util.find_spec(module) is None or not hasattr(importlib.import_module(module), constant):
+            raise TrlContractError(f"{module}.{constant} is gone; {found}")
     for name, expected in HOOKS.items():
         method = getattr(trainer_class, name, None)
         if method is None:
