@@ -1,16 +1,18 @@
 """Seconds and memory of a PPO update: ours against TRL 1.12's `PPOTrainer`, the last one that TRL had.
 
-    python benchmarks/ppo_vs_trl112.py [--device cuda] [--hidden_size 256 ...]
+    python -m benchmarks.ppo_vs_trl112 [--device cuda] [--hidden_size 256 ...]
 
 Both train the same random Llama from the same weights on the same prompts, with the same number of completions, of
 tokens in each (none ends early), of epochs and of rows in a micro-batch, a reference model, and the same small reward
 model. One update is a batch of completions and all passes over it. Each run is a process of its own; ours and TRL
 1.12's take turns. TRL 1.12 is installed apart, into build/trl-1.12.0.
 
-Memory is the peak of the process beyond what it had before the models were made (on a GPU, of allocated memory).
+Memory is the peak of the process beyond what it had before the models were made (on a GPU, of allocated memory). A run
+on the CPU without --output becomes the result that the project shows, and the table in benchmarks/README.md.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -24,10 +26,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import RESULTS, write_table
+
 ROOT = Path(__file__).parents[1]
 OLD = ROOT / "build" / "trl-1.12.0"
-RESULT = Path(__file__).parent / "results" / "ppo_vs_trl112.json"
+RESULT = RESULTS / "ppo_vs_trl112.json"
 REWARD_SIZE = 32
+SIDES = ("ours", "trl112", "ours_trls_tiles")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,8 +54,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the result goes (default: %(default)s)")
-    parser.add_argument("--child", choices=["ours", "trl112"], help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the result goes, see above")
+    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -62,22 +67,28 @@ def main(argv: list[str] | None = None) -> None:
     if not (OLD / "trl").is_dir():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(OLD), "trl==1.12.0"]
         subprocess.run(pip, check=True)
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl112": []}
+    sides = [side for side in SIDES if args.device == "cpu" or side != "ours_trls_tiles"]
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(args.runs):
         for name in runs:
             runs[name].append(run(name, args))
             print(f"run {number + 1} of {args.runs}, {name}: {runs[name][-1]}", flush=True)
     result = summarize(runs, args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    output = args.output
+    if output is None and args.device == "cpu":
+        output = RESULT
+        write_table("ppo", table(result))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
 
 
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    paths = [str(ROOT)] if name == "ours" else [str(OLD)]
+    paths = [str(OLD), str(ROOT)] if name == "trl112" else [str(ROOT)]  # TRL 1.12 goes before the installed one
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     options = [f"--{key}={value}" for key, value in vars(args).items() if key not in ("child", "output", "runs")]
-    command = [sys.executable, __file__, *options, f"--child={name}"]
+    command = [sys.executable, "-m", "benchmarks.ppo_vs_trl112", *options, f"--child={name}"]
     done = subprocess.run(command, env=environment, cwd=tempfile.gettempdir(), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -101,15 +112,14 @@ def summarize(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -
 
 
 def table(result: dict[str, Any]) -> str:
-    ours, old = result["ours"], result["trl112"]
-    return "\n".join(
-        [
-            f"| {result['hardware']} | trl-ext on TRL {ours['trl']} | TRL {old['trl']} | ratio |",
-            "|---|---|---|---|",
-            f"| seconds an update | {ours['seconds']:.2f} | {old['seconds']:.2f} | {result['seconds_ratio']:.2f} |",
-            f"| peak memory, MiB | {ours['mib']:.0f} | {old['mib']:.0f} | {result['mib_ratio']:.2f} |",
-        ]
-    )
+    names = {"ours": "trl-ext", "ours_trls_tiles": "trl-ext, TRL's tiles", "trl112": "TRL 1.12"}
+    sides = [side for side in names if side in result]
+    heads = [f"{names[side]} (TRL {result[side]['trl']})" if side == "ours" else names[side] for side in sides]
+    lines = [f"| {result['hardware']} | {' | '.join(heads)} | trl-ext / TRL 1.12 |", "|---" * (2 + len(sides)) + "|"]
+    for key, label, digits in (("seconds", "seconds an update", 2), ("mib", "peak memory, MiB", 0)):
+        cells = [f"{result[side][key]:.{digits}f}" for side in sides]
+        lines.append(f"| {label} | {' | '.join(cells)} | {result[f'{key}_ratio']:.2f} |")
+    return "\n".join(lines)
 
 
 # What follows runs in the processes that are measured.
@@ -120,8 +130,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import transformers
     import trl
 
-    trainer_class = make_ours if args.child == "ours" else make_trl112
+    trainer_class = make_trl112 if args.child == "trl112" else make_ours
     trainer_class(args, dry=True)  # imports
+    if args.child == "ours_trls_tiles":
+        from trl_ext.trainers import head_tiles
+
+        head_tiles.small_tiles = contextlib.nullcontext
     torch.set_num_threads(os.cpu_count() or 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainer = trainer_class(args)
@@ -137,7 +151,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     trainer.add_callback(Clock)
     trainer.train()
     # An update of ours is several optimizer steps of the Trainer; TRL 1.12 calls a whole one a step.
-    ends = Clock.ends[args.epochs - 1 :: args.epochs] if args.child == "ours" else Clock.ends
+    ends = Clock.ends if args.child == "trl112" else Clock.ends[args.epochs - 1 :: args.epochs]
     if args.device == "cuda":
         peak, hardware = torch.cuda.max_memory_allocated() / 2**20, torch.cuda.get_device_name()
     else:

@@ -1,4 +1,5 @@
-import pytest
+import contextlib
+
 import torch
 import trl.kernels.chunked_logprob as kernel
 from trl import GRPOConfig, GRPOTrainer
@@ -32,12 +33,17 @@ def test_small_tiles_give_the_log_probabilities_entropies_and_gradients_of_large
     torch.testing.assert_close(tiled[0], logits.log_softmax(1).gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-4)
 
 
+def sizes():
+    return kernel.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE
+
+
 def test_trls_own_sizes_come_back_even_after_an_error():
-    before = kernel.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE
-    with pytest.raises(ZeroDivisionError), small_tiles():
-        assert (kernel.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == tuple(SIZES.values()) != before
+    before = sizes()
+    with contextlib.suppress(ZeroDivisionError), small_tiles():
+        inside = sizes()
         raise ZeroDivisionError
-    assert (kernel.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == before
+    assert inside == tuple(SIZES.values())
+    assert sizes() == before != inside
 
 
 def test_on_the_cpu_forward_and_backward_use_small_tiles_and_trls_own_trainer_does_not(tiny, monkeypatch):
