@@ -70,6 +70,27 @@ def test_garbage_in_the_padding_is_not_read(episode):
     assert returns.isfinite().all()
 
 
+def test_lambda_zero_is_the_td_residual(episode):
+    rewards, values, _ = episode
+    advantages, _ = generalized_advantage_estimate(rewards, values, torch.ones_like(values), gamma=0.9, lam=0.0)
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    torch.testing.assert_close(advantages, rewards + 0.9 * following - values, rtol=1e-12, atol=1e-14)
+
+
+def test_lambda_one_is_the_return_minus_the_value(episode):
+    rewards, values, _ = episode
+    advantages, _ = generalized_advantage_estimate(rewards, values, torch.ones_like(values), lam=1.0)
+    torch.testing.assert_close(advantages, rewards.flip(1).cumsum(1).flip(1) - values, rtol=1e-12, atol=1e-13)
+
+
+def test_the_order_of_the_batch_changes_nothing(episode):
+    expected = generalized_advantage_estimate(*episode, gamma=0.9)
+    order = torch.randperm(len(episode[0]), generator=torch.Generator().manual_seed(0))
+    shuffled = generalized_advantage_estimate(*(x[order] for x in episode), gamma=0.9)
+    for ours, theirs in zip(shuffled, expected, strict=True):
+        torch.testing.assert_close(ours, theirs[order], rtol=0, atol=0)
+
+
 def test_lambda_one_returns_are_discounted_rewards_to_go(episode):
     rewards, values, _ = episode
     _, returns = generalized_advantage_estimate(rewards, values, torch.ones_like(values), lam=1.0)
