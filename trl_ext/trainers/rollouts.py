@@ -8,14 +8,14 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
 
 from trl_ext.errors import DatasetError
+from trl_ext.trainers.optimizing import OptimizingMixin
 
 logger = get_logger(__name__)
 
 
-class RolloutsMixin(GRPOTrainer):
+class RolloutsMixin(OptimizingMixin):
     """Between a trainer of ours and `GRPOTrainer`.
 
     TRL keeps a batch of completions for several optimizer steps, but not in its checkpoints: a run that is resumed
