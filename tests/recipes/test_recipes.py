@@ -60,6 +60,23 @@ def test_a_recipe_trains_a_lora_adapter_on_a_file_and_leaves_its_files(tiny, tmp
     assert (out / "adapter_model.safetensors").exists()
 
 
+def test_the_hybrid_recipe_trains_on_a_text_file_with_the_optimizer_that_it_is_told(tiny, tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(" ".join(f"{a}{b}" for b in range(40)) for a in range(12)))
+    options = ["--dataset_name", "text.txt", "--merge_every", "2", "--num_ppo_epochs", "1", "--kl_coef", "0"]
+    specs = ["--optimizer", '{"name": "lion", "betas": [0.9, 0.98]}', "--scheduler", "cosineannealing"]
+    result = launch("hybrid.py", *on_a_file(tiny, tmp_path, *options, *specs, "--sft_batch_size", "2"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [row for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "phase/rl" in row]
+    assert [row["phase/rl"] for row in rows] == [0.0, 1.0, 0.0, 1.0]
+    assert [("sft/loss" in row, "reward" in row) for row in rows] == [(True, False), (False, True)] * 2
+    # half a cosine of four steps, from PPOConfig's default rate
+    assert [row["learning_rate"] for row in rows] == pytest.approx(
+        [3e-6, 3e-6 * (2 + 2**0.5) / 4, 1.5e-6, 3e-6 * (2 - 2**0.5) / 4]
+    )
+    assert (tmp_path / "out" / "learning_curve.png").stat().st_size > 10_000
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged-4")
+
+
 @pytest.mark.parametrize("spec", sorted((ROOT / "recipes" / "rewards").glob("*.json")), ids=lambda path: path.name)
 def test_every_reward_spec_trains_a_recipe(tiny, tmp_path, spec):
     args = on_a_file(tiny, tmp_path, "--reward", str(spec))

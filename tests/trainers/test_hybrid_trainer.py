@@ -6,8 +6,7 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tests.trainers import training
@@ -26,8 +25,8 @@ def config(config_class=HybridConfig, **options):
     return training.config(config_class, **{**defaults, **options})
 
 
-def hybrid(path, args, **options):
-    return make_trainer(HybridTrainer, path, args, **{"train_dataset": DATA, **options})
+def hybrid(path, args, trainer_class=HybridTrainer, **options):
+    return make_trainer(trainer_class, path, args, **{"train_dataset": DATA, **options})
 
 
 def policy_weights(trainer):
@@ -279,21 +278,6 @@ def test_the_buffer_trains_on_the_oldest_hard_prompts_when_it_is_full(tiny):
     assert len(trainer._buffer) == 4
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_merged_checkpoints_are_plain_models(tiny, lora):
-    options = {"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"])} if lora else {}
-    trainer = trained(HybridTrainer, tiny, config(max_steps=4, merge_every=2), train_dataset=DATA, **options)
-    assert sorted(f for f in os.listdir(trainer.args.output_dir) if f.startswith("merged")) == ["merged-2", "merged-4"]
-    folder = f"{trainer.args.output_dir}/merged-4"
-    merged, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(info.values()), info
-    ids = torch.arange(3, 20).unsqueeze(0)
-    trainer.model.eval()
-    torch.testing.assert_close(merged(ids).logits, trainer.model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
-    if lora:
-        assert any("lora_" in name for name, _ in trainer.model.named_parameters())  # training goes on as before
-
-
 def test_temperature_and_chat_and_a_dataset_of_its_own_work(tiny):
     chat = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": f"{i}+1="}], "completion": str(i + 1)} for i in range(16)]
@@ -317,6 +301,12 @@ def test_what_cannot_train_is_refused(tiny):
         hybrid(tiny, config(), train_dataset=training.PROMPTS)
     with pytest.raises(DatasetError, match="train_dataset has no column 'completion'"):
         hybrid(tiny, config(mode="gate"), train_dataset=training.PROMPTS, sft_dataset=DATA)
+    with pytest.raises(DatasetError, match="sft_dataset has no rows"):
+        hybrid(tiny, config(), sft_dataset=DATA.select([]))
+    # how many steps an epoch is, is known when it begins
+    epoch = hybrid(tiny, config(mode="sequential", sft_steps=1000, max_steps=-1, num_train_epochs=1))
+    with pytest.raises(ConfigError, match="mode = 'sequential': none of the 20 steps trains on rewards; raise max_s"):
+        epoch.train()
     with pytest.raises(ConfigError, match="args is a PPOConfig: HybridTrainer takes a HybridConfig"):
         hybrid(tiny, config(PPOConfig))
     ppo = trained(PPOTrainer, tiny, config(PPOConfig, max_steps=2, save_strategy="steps", save_steps=2))

@@ -39,7 +39,7 @@ def refuse_optimizers_argument() -> None:
     if _config() is not None:
         raise ConfigError(
             "under DeepSpeed the Trainer drops an optimizer and a scheduler that it is given as objects: "
-            "make them in its create_optimizer and create_scheduler"
+            "set optimizer and scheduler in a config of trl-ext, or make them in create_optimizer and create_scheduler"
         )
 
 

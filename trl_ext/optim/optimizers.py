@@ -2,6 +2,7 @@
 
 import difflib
 import warnings
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,9 @@ def list_optimizers() -> list[str]:
     return sorted(name for name in names if not _steps_in_backward(name))
 
 
-def make_optimizer(model: nn.Module, spec: Spec = "adamw") -> Optimizer:
+def make_optimizer(
+    model: nn.Module, spec: Spec = "adamw", *, unless_given: Mapping[str, float] | None = None
+) -> Optimizer:
     """An optimizer over the trainable parameters of `model`, without weight decay on norms and biases.
 
     Args:
@@ -73,6 +76,8 @@ def make_optimizer(model: nn.Module, spec: Spec = "adamw") -> Optimizer:
         spec: a name (`list_optimizers`), a dict with a `name` and options, or such a dict as JSON. The options are
             those of the library's class, and `beta1`, `beta2`, `beta3`; keys may be upper-case. What is not given has
             the default of the class, but for `lr`, which is 5e-5.
+        unless_given: other defaults than those, e.g. of `lr` and `weight_decay`; left out where the class has no such
+            option.
 
     Raises:
         ConfigError: an unknown name or option, a value that is out of range, or DeepSpeed would not use it.
@@ -98,7 +103,7 @@ def make_optimizer(model: nn.Module, spec: Spec = "adamw") -> Optimizer:
         same_kind = optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
         refuse_if_offload_replaces(name, same_kind or (family in ("adam", "adamw", "adagrad", "lion") and bits == 32))
         defaults = parameters_of(optimizer_class, without=hidden)
-        return _built(model, optimizer_class, _with_options(arguments, options, defaults, where))
+        return _built(model, optimizer_class, _with_options(arguments, options, defaults, where, unless_given or {}))
 
 
 def _bitsandbytes(name: str, family: str, bits: int, paged: bool) -> tuple[Any, dict[str, Any]]:
@@ -158,7 +163,11 @@ def _no_such_name(name: str) -> str:
 
 
 def _with_options(
-    arguments: dict[str, Any], options: dict[str, Any], defaults: dict[str, Any], where: str
+    arguments: dict[str, Any],
+    options: dict[str, Any],
+    defaults: dict[str, Any],
+    where: str,
+    unless_given: Mapping[str, float],
 ) -> dict[str, Any]:
     """`arguments` with the options, which are those of the class (`defaults`), those of the groups of a low-rank
     optimizer, and the `beta1`, `beta2`, `beta3` that make up `betas`."""
@@ -167,7 +176,8 @@ def _with_options(
     betas = arguments.get("betas", defaults.get("betas", ()))
     split = {f"beta{index}": beta for index, beta in enumerate(betas, 1)}
     known = {**defaults, **of_groups, **split, "lr": LEARNING_RATE}
-    checked = {"lr": LEARNING_RATE, **check_options(options, known, where, _KEYS)}
+    ours = {"lr": LEARNING_RATE, **{key: value for key, value in unless_given.items() if key in known}}
+    checked = {**ours, **check_options(options, known, where, _KEYS)}
     if not checked["lr"] > 0:
         raise ConfigError(f"{where}: lr = {checked['lr']}: must be greater than 0")
     if not checked.get("weight_decay", 0) >= 0:

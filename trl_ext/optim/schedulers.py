@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -48,6 +48,10 @@ _STEPS = {
     "steps_per_epoch": None,
     "epochs": None,
 }
+_SAME_LENGTH = {
+    "num_training_steps": ("num_training_steps", "steps_per_epoch", "epochs"),
+    "warmup_steps": ("warmup_steps", "warmup_ratio"),
+}
 _KEYS = {"num_warmup_steps": "warmup_steps"}
 _KEYS_OF = {
     "polynomial": {"poly_power": "power"},
@@ -81,6 +85,7 @@ def make_scheduler(
     num_training_steps: int | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float | None = None,
+    unless_given: Mapping[str, int] | None = None,
 ) -> Any:
     """A scheduler of the learning rate, to be stepped after each optimizer step.
 
@@ -96,6 +101,7 @@ def make_scheduler(
         num_training_steps: optimizer steps of the run. This and the warm-up may stand in `spec` instead, also as
             `steps_per_epoch` and `epochs`, and `num_warmup_steps`. A warm-up of 0 is none given.
         warmup_ratio: the warm-up as a share of `num_training_steps`, rounded up.
+        unless_given: `num_training_steps` and `warmup_steps` for a spec that says nothing about the one or the other.
 
     Returns:
         A scheduler of torch, or transformers' GreedyLR, with `step`, `get_last_lr`, `state_dict`, `load_state_dict`.
@@ -120,6 +126,9 @@ def make_scheduler(
             "warmup_steps": warmup_steps or None,
             "warmup_ratio": warmup_ratio or None,
         }
+        for key, value in (unless_given or {}).items():
+            if not any(options.get(name) is not None for name in _SAME_LENGTH[key]):
+                arguments[key] = arguments[key] or value
         total, warmup = _lengths(options, arguments, where)
         _check_ranges(options, where)
         in_place = _IN_PLACE_OF_TOTAL.get(name)
@@ -127,6 +136,12 @@ def make_scheduler(
             raise ConfigError(f"{where} needs num_training_steps" + (f" or {in_place}" if in_place else ""))
         make = _from_torch if name in _TORCH else _from_transformers
         return make(name, _innermost(optimizer), options, total, warmup, where)
+
+
+def steps_at_evaluations(spec: Spec) -> bool:
+    """Whether a Trainer steps this scheduler with a metric, at its evaluations."""
+    name, _ = parse_spec(spec, "scheduler")
+    return _ALIASES.get(name, name) in _BY_METRIC
 
 
 def make_optimizers(

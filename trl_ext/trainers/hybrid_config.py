@@ -54,6 +54,11 @@ class HybridConfig(PPOConfig):
             Weight of the SFT loss in `"gate"`.
         merge_every (`int`, *optional*):
             Steps between standalone models in `output_dir/merged-STEP` (adapters merged, value function left out).
+        merge_average (`float`, *optional*):
+            Let such a model be an average: this much of the weights after the last step on rewards, the rest of those
+            after the last step on demonstrations. For the modes with phases (all but `"joint"` and `"gate"`). Takes
+            main memory for one more copy of what is trained (all weights, or the adapters), and as much disk in each
+            checkpoint.
 
     Raises:
         ConfigError: an option is out of its range, or the schedule lacks one of the two kinds of steps.
@@ -95,6 +100,13 @@ class HybridConfig(PPOConfig):
     sft_coef: float = field(default=1.0, metadata={"help": "gate: the weight of the SFT loss."})
     merge_every: int | None = field(
         default=None, metadata={"help": "Steps between standalone merged models in output_dir/merged-STEP."}
+    )
+    merge_average: float | None = field(
+        default=None,
+        metadata={
+            "help": "Let merged models be the average of the last weights of the two phases: the share of the RL "
+            "phase's, from 0 to 1. Unset: the current weights."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -148,9 +160,9 @@ class HybridConfig(PPOConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} = {value}: must be at least 1")
-        for name in ("rl_share_start", "rl_share_end", "mu_start", "mu_end", "gate"):
+        for name in ("rl_share_start", "rl_share_end", "mu_start", "mu_end", "gate", "merge_average"):
             value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
+            if value is not None and not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{name} = {value}: must be from 0 to 1")
         if not (self.sft_coef > 0.0 and math.isfinite(self.sft_coef)):
             raise ConfigError(f"sft_coef = {self.sft_coef}: must be greater than 0")
@@ -158,6 +170,14 @@ class HybridConfig(PPOConfig):
             raise ConfigError(
                 f"rl_steps = {self.rl_steps}: must be a multiple of {self.rl_block}, the steps that one batch of "
                 "completions is trained on for (num_ppo_epochs x num_mini_batches)"
+            )
+        if self.merge_average is not None and self.mode in ("joint", "gate"):
+            raise ConfigError(
+                f"merge_average = {self.merge_average}: mode = {self.mode!r} has no phases to average the weights of"
+            )
+        if self.merge_average is not None and self.merge_every is None:
+            raise ConfigError(
+                f"merge_average = {self.merge_average}: needs merge_every, the steps between merged models"
             )
         if self.max_steps > 0:
             self.phases(self.max_steps)

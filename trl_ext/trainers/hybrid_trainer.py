@@ -3,12 +3,10 @@
 import itertools
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from peft import PeftModel
 from torch import Tensor
 
 from trl_ext.errors import ConfigError
@@ -24,17 +22,15 @@ from trl_ext.trainers.demonstrations import (
 )
 from trl_ext.trainers.hybrid_config import HybridConfig
 from trl_ext.trainers.hybrid_schedule import Phase
-from trl_ext.trainers.merging import merged_state_dict
-from trl_ext.trainers.ppo_trainer import PPOTrainer
+from trl_ext.trainers.merged_checkpoints import MergedCheckpointsMixin
 from trl_ext.trainers.preflight import check_arguments
-from trl_ext.trainers.value_function import NAME
 
 check_trl()
 
 SFT = "sft_rows"  # marks a micro-batch of demonstrations
 
 
-class HybridTrainer(PPOTrainer):
+class HybridTrainer(MergedCheckpointsMixin):
     """Trains one model, with one optimizer and one schedule, on demonstrations and on rewards.
 
     Takes what [`PPOTrainer`] takes, and demonstrations: rows of `train_dataset` that have a `completion` beside their
@@ -107,6 +103,7 @@ class HybridTrainer(PPOTrainer):
         """The micro-batches of the next optimizer step. The iterator of the epoch is left alone: it counts, no more."""
         self._open_data()
         phase = self._next_phase()
+        self._enter_phase(phase)
         self._metrics["train"]["phase/rl"].append(float(phase == "rl"))
         if phase == "rl":
             assert self._rl_batches is not None
@@ -290,24 +287,6 @@ class HybridTrainer(PPOTrainer):
         if "sft_taken" not in state:
             raise ConfigError("this checkpoint is not one of HybridTrainer's: start without resume_from_checkpoint")
         self._sft_taken, self._buffer = state["sft_taken"], state["buffer"]
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        every = self.args.merge_every
-        if every is not None and self.state.global_step % every == 0:
-            self.save_merged(str(Path(str(self.args.output_dir)) / f"merged-{self.state.global_step}"))
-
-    def save_merged(self, folder: str) -> None:
-        """Write a model that `AutoModelForCausalLM` loads by itself: adapters merged, no value function, tokenizer."""
-        policy = self.accelerator.unwrap_model(self.model)
-        if isinstance(policy, PeftModel):
-            base, weights = policy.get_base_model(), merged_state_dict(policy)
-        else:
-            base, everything = policy, self.accelerator.get_state_dict(self.model_wrapped)
-            weights = {name: tensor for name, tensor in everything.items() if not name.startswith(f"{NAME}.")}
-        if self.args.should_save:
-            base.save_pretrained(folder, state_dict=weights)
-            self.processing_class.save_pretrained(folder)
 
 
 _DEMONSTRATION = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")

@@ -11,11 +11,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_ext.errors import DatasetError
 from trl_ext.trainers.head_tiles import HeadTilesMixin
+from trl_ext.trainers.optimizing import OptimizingMixin
 
 logger = get_logger(__name__)
 
 
-class RolloutsMixin(HeadTilesMixin):
+class RolloutsMixin(OptimizingMixin, HeadTilesMixin):
     """Between a trainer of ours and `GRPOTrainer`.
 
     TRL keeps a batch of completions for several optimizer steps, but not in its checkpoints: a run that is resumed
