@@ -61,7 +61,7 @@ class LeanUpdateMixin(GRPOTrainer):
     @cached_property
     def _is_lean(self) -> bool:
         if self.lean_update and any(map(positions.depend_on_batch, self._configs())):
-            logger.warning_once("lean_update does nothing: the model's positions depend on the longest row of a batch")
+            logger.warning("lean_update does nothing: the model's positions depend on the longest row of a batch")
             return False
         return self.lean_update
 
@@ -69,7 +69,7 @@ class LeanUpdateMixin(GRPOTrainer):
     def _cuts_prompts(self) -> bool:
         if all(map(positions.only_distances_count, self._configs())):
             return True
-        logger.warning_once("lean_update leaves the padding of prompts: the model counts its positions from there")
+        logger.warning("lean_update leaves the padding of prompts: the model counts its positions from there")
         return False
 
     def _configs(self) -> list[Any]:
@@ -139,7 +139,7 @@ class LeanUpdateMixin(GRPOTrainer):
         }
         for reason, holds in reasons.items():
             if holds:
-                logger.warning_once(f"lean_update cuts padding, and leaves rows in their micro-batches: {reason}")
+                logger.warning("lean_update cuts padding, and leaves rows in their micro-batches: %s", reason)
                 return False
         return True
 
