@@ -1,4 +1,5 @@
-"""How long an update takes: lean updates against TRL's `GRPOTrainer(loss_type="cispo")`, on the same recorded rollouts.
+"""How long an update takes: TRL's `GRPOTrainer(loss_type="cispo")` with `LeanUpdateMixin` and without, on the same
+recorded rollouts.
 
     python -m benchmarks.update                                      everything, about 8 minutes on 2 cores
     python -m benchmarks.update --rounds 1 --hidden_size 32          a try
@@ -13,8 +14,8 @@ then they take turns, and which of them begins changes from round to round. In t
 or the run stops (in float32). Padded tokens are counted at the model's door.
 
 In the case of nearly constant lengths and no group without variance, where lean updates have nothing to gain, a third
-trainer takes its turns, three times as many: ours with lean updates off. What it takes longer than TRL's is the
-overhead of our layer.
+trainer takes its turns, and all have three times as many: `CISPOTrainer(lean_update=False)`. What it takes longer than
+TRL's is the overhead of our layer.
 
 The result is the median over the rounds. It goes to --output as JSON. A run on the CPU with the default sizes and
 without --output becomes the result that the project shows: results/update.json, the picture beside it, and the table
@@ -139,6 +140,7 @@ def make(name: str, profile: str, percent: int, args: argparse.Namespace) -> Any
     from trl import GRPOConfig, GRPOTrainer
 
     from trl_ext import CISPOConfig, CISPOTrainer
+    from trl_ext.trainers.lean_update import LeanUpdateMixin
 
     draw, lengths_of = random.Random(1), lengths(profile)
     prompts = [[draw.randrange(2, args.vocabulary) for _ in range(draw.randint(16, 32))] for _ in range(GROUPS)]
@@ -205,15 +207,17 @@ def make(name: str, profile: str, percent: int, args: argparse.Namespace) -> Any
         "logging_strategy": "no",
         "disable_tqdm": True,
     }
-    if name == "trl":
-        trainer_class, config = GRPOTrainer, GRPOConfig(loss_type="cispo", epsilon_high=5.0, **options)
-    else:
-        trainer_class, config = CISPOTrainer, CISPOConfig(lean_update=name == "lean", **options)
+
+    class Lean(LeanUpdateMixin, GRPOTrainer):
+        pass
+
     clock = Clock()
-    trainer = trainer_class(
+    trainer = {"trl": GRPOTrainer, "lean": Lean, "off": CISPOTrainer}[name](
         model=model,
         reward_funcs=reward,
-        args=config,
+        args=CISPOConfig(lean_update=False, **options)
+        if name == "off"
+        else GRPOConfig(loss_type="cispo", epsilon_high=5.0, **options),
         train_dataset=Dataset.from_dict({"prompt": texts}),
         processing_class=make_tokenizer(args),
         rollout_func=replay,
@@ -257,11 +261,8 @@ def table(result: dict[str, Any]) -> str:
     for case in result["cases"]:
         if "off" in case["seconds"]:
             plain, off = median(case, "seconds", "trl"), median(case, "seconds", "off")
-            lines += [
-                "",
-                f"Overhead of our layer with lean updates off: {100 * (off / plain - 1):+.1f}% of TRL's step "
-                f"(medians of {len(case['seconds']['off'])} steps).",
-            ]
+            more, steps = 100 * (off / plain - 1), len(case["seconds"]["off"])
+            lines += ["", f"`CISPOTrainer` with lean updates off: {more:+.1f}% of TRL's step (medians of {steps})."]
     return "\n".join(lines)
 
 
