@@ -133,6 +133,16 @@ def test_our_trainers_end_where_they_end_without_it(tiny, name):
     assert not any("lean/tokens_saved" in row for row in runs[1].state.log_history)
 
 
+def test_rows_that_only_another_term_of_the_loss_reaches_stay(tiny):
+    """The value loss, where it has a coefficient, and the language-model loss on positive examples."""
+    first, second, third = (torch.eye(4, dtype=torch.long)[:, i : i + 1].expand(4, 2) for i in range(3))
+    rows = {"completion_mask": torch.ones(4, 2), "value_mask": second, "positive_mask": third}
+    for coefficient, expected in ((0.1, [True, True, True, False]), (0.0, [True, False, True, False])):
+        args = config(PPOConfig, num_generations=1, vf_coef=coefficient)
+        trainer = make_trainer(PPOTrainer, tiny, args, train_dataset=RAGGED)
+        assert trainer._rows_with_gradient({**rows, "advantages": first.float()}).tolist() == expected
+
+
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
 def test_a_rollout_without_any_gradient_takes_the_same_steps(tiny, optim):
     """Momentum goes on moving the weights, as it does in the plain trainer."""

@@ -43,7 +43,7 @@ def _longest_first(rows: Sequence[Lengths], needed: Sequence[bool], count: int) 
 
 def padded(rows: Sequence[Lengths]) -> int:
     """Tokens of a micro-batch of these rows, its padding included."""
-    width = sum(max(lengths) for lengths in zip(*rows, strict=True))
+    width: int = sum(max(lengths) for lengths in zip(*rows, strict=True))
     return len(rows) * width
 
 
