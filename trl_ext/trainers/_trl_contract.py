@@ -20,8 +20,10 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("self", "inputs"),
     "_get_per_token_logps_and_entropies": ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_prepare_inputs": ("self", "generation_batch"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_tokenize_prompts": ("self", "prompts"),
+    "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
 }
 
 # Module -> its constant that `head_tiles.py` sets for a while.
@@ -33,19 +35,38 @@ CONSTANTS = {
 # Set by `GRPOTrainer.__init__` and read by our subclasses.
 ATTRIBUTES = (
     "_buffered_inputs",
+    "_entropy_bonus_enabled",
     "_logs",
     "_metrics",
     "_step",
+    "aux_loss_enabled",
     "beta",
     "eos_token_ids",
     "epsilon_high",
     "importance_sampling_level",
+    "loss_type",
     "num_generations",
     "num_generations_eval",
     "num_iterations",
+    "pad_to_multiple_of",
     "ref_model",
     "reward_weights",
     "rollout_func",
+    "top_entropy_quantile",
+)
+
+# What the forward of a vision-language model takes besides tokens: names in the outputs of a rollout.
+MULTIMODAL = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
 )
 
 

@@ -11,7 +11,8 @@ from trl_ext.losses import cispo_weight, masked_mean, masked_sum
 from trl_ext.trainers._trl_contract import check_attributes, check_trl
 from trl_ext.trainers.cispo_config import CISPOConfig
 from trl_ext.trainers.preflight import check_arguments
-from trl_ext.trainers.rollouts import RolloutsMixin, loss_mask
+from trl_ext.trainers.rollouts import RolloutsMixin
+from trl_ext.trainers.rows import loss_mask
 
 check_trl()
 logger = get_logger(__name__)

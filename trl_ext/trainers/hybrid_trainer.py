@@ -106,8 +106,7 @@ class HybridTrainer(MergedCheckpointsMixin):
         self._enter_phase(phase)
         self._metrics["train"]["phase/rl"].append(float(phase == "rl"))
         if phase == "rl":
-            assert self._rl_batches is not None
-            batches = [next(self._rl_batches) for _ in range(num_batches)]
+            batches, _ = super().get_batch_samples(self._rl_batches, num_batches, device)
             if self.args.mode == "joint":
                 self._beside = self._take_demonstrations(num_batches)
             return batches, None
@@ -230,6 +229,11 @@ class HybridTrainer(MergedCheckpointsMixin):
         output["num_demonstration_tokens"] = tokens
 
     # Loss
+
+    def _rows_with_gradient(self, rows: dict[str, Any]) -> Tensor:
+        found = super()._rows_with_gradient(rows)
+        demonstrated = rows.get("demonstration_completion_mask")
+        return found if demonstrated is None else found | demonstrated.bool().any(1)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if SFT in inputs:

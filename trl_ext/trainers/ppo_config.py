@@ -78,6 +78,9 @@ class PPOConfig(OptimizingConfig):
             0.1).
         positive_threshold (`float`, *optional*, defaults to `1.0`):
             From which score on a completion is a positive example.
+        lean_update (`bool`, *optional*, defaults to `True`):
+            Leave out rows without a gradient and most of the padding: the same update for less work
+            (docs/lean_update.md).
 
     > [!NOTE]
     > Other defaults than in [`~trl.GRPOConfig`]: `learning_rate` 3e-6, `num_generations` 1, `num_iterations` 4.
@@ -145,6 +148,10 @@ class PPOConfig(OptimizingConfig):
     )
     positive_threshold: float = field(
         default=1.0, metadata={"help": "From which score on a completion is a positive example."}
+    )
+    lean_update: bool = field(
+        default=True,
+        metadata={"help": "Leave out rows without a gradient and most padding: the same update for less work."},
     )
 
     def __post_init__(self) -> None:

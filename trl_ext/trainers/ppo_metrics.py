@@ -7,7 +7,8 @@ from torch import Tensor
 
 from trl_ext.losses import masked_sum, masked_var
 from trl_ext.trainers.ppo_config import PPOConfig
-from trl_ext.trainers.rollouts import RolloutsMixin, loss_mask
+from trl_ext.trainers.rollouts import RolloutsMixin
+from trl_ext.trainers.rows import loss_mask
 
 
 class PPOMetricsMixin(RolloutsMixin):

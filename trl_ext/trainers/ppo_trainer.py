@@ -20,28 +20,14 @@ from trl_ext.losses import (
     value_clip_fraction,
     value_loss,
 )
-from trl_ext.trainers._trl_contract import check_attributes, check_trl
+from trl_ext.trainers._trl_contract import MULTIMODAL, check_attributes, check_trl
 from trl_ext.trainers.ppo_config import PPOConfig
 from trl_ext.trainers.ppo_metrics import PPOMetricsMixin
 from trl_ext.trainers.preflight import check_arguments
-from trl_ext.trainers.rollouts import loss_mask
+from trl_ext.trainers.rows import loss_mask
 from trl_ext.trainers.value_function import NAME, SeparateCritic, SharedValueHead, ValueFunction, check_critic
 
 check_trl()
-
-# What the forward of a vision-language model takes besides tokens: TRL's names in the outputs of a rollout.
-_MULTIMODAL = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
 
 
 class PPOTrainer(PPOMetricsMixin):
@@ -198,26 +184,26 @@ class PPOTrainer(PPOMetricsMixin):
             torch.cat([output["prompt_mask"], output["completion_mask"]], 1),
             output["completion_ids"].size(1),
             self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size,
-            **{name: output[name] for name in _MULTIMODAL if name in output},
+            **{name: output[name] for name in MULTIMODAL if name in output},
         )
         assert self._forward is not None
         return self._forward
 
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        logps, entropies, aux_loss, *values = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if values:
+            self._wants_values, self._forward = False, (logps, *values)
+        return logps, entropies, aux_loss
+
+    def _forward_rows(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
     ) -> Any:
-        wanted = self._wants_values and model is not self.ref_model
-        if not wanted:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
-        self._wants_values = False
+        inputs = model, input_ids, attention_mask, logits_to_keep
+        if not self._wants_values or model is self.ref_model:
+            return super()._forward_rows(*inputs, **kwargs)
         with self.value_function.recording(logits_to_keep, detach_trunk=self._is_warming_up) as recorded:
-            forward = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
-        self._forward = forward[0], torch.cat(recorded)
-        return forward
+            forward = super()._forward_rows(*inputs, **kwargs)
+        return *forward, torch.cat(recorded)
 
     @property
     def _is_warming_up(self) -> bool:
@@ -261,6 +247,16 @@ class PPOTrainer(PPOMetricsMixin):
         return torch.tensor(self.eos_token_ids, device=self.accelerator.device)
 
     # Loss
+
+    def _rows_with_gradient(self, rows: dict[str, Any]) -> Tensor:
+        found = super()._rows_with_gradient(rows)
+        if self.args.vf_coef:
+            found = found | rows["value_mask"].bool().any(1)
+        return found | rows["positive_mask"].bool().any(1) if "positive_mask" in rows else found
+
+    def _configs(self) -> list[Any]:
+        critic = getattr(self.value_function, "critic", None)
+        return super()._configs() + ([] if critic is None else [critic.config])
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._wants_values = True

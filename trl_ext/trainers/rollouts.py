@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_ext.errors import DatasetError
 from trl_ext.trainers.head_tiles import HeadTilesMixin
+from trl_ext.trainers.lean_update import LeanUpdateMixin
 from trl_ext.trainers.optimizing import OptimizingMixin
 
 logger = get_logger(__name__)
 
 
-class RolloutsMixin(OptimizingMixin, HeadTilesMixin):
+class RolloutsMixin(LeanUpdateMixin, OptimizingMixin, HeadTilesMixin):
     """Between a trainer of ours and `GRPOTrainer`.
 
     TRL keeps a batch of completions for several optimizer steps, but not in its checkpoints: a run that is resumed
@@ -75,12 +75,6 @@ class RolloutsMixin(OptimizingMixin, HeadTilesMixin):
 
     def _rollouts_path(self, checkpoint: Path) -> Path:
         return checkpoint / f"rollouts_{self.accelerator.process_index}.pt"
-
-
-def loss_mask(inputs: dict[str, Any]) -> Tensor:
-    """1 for each token that the model wrote and that counts; tool and environment tokens are 0. Shape (B, T)."""
-    mask: Tensor = inputs["completion_mask"]
-    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
 def _without_empty_completions(rollout_func: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
