@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_ext.errors import ConfigError, ModelNotFoundError
+from trl_ext.trainers.sharding import gathered
 
 NAME = "value_function"  # the submodule of the policy, so that the optimizer, DDP and DeepSpeed see it
 
@@ -134,7 +135,8 @@ class SeparateCritic(ValueFunction):
             raise ConfigError(f"value model {name!r} cannot be a critic: {' '.join(str(error).split())}") from None
         function = cls(critic)
         if any(key.startswith("score.") for key in info["missing_keys"]):
-            nn.init.zeros_(critic.score.weight)
+            with gathered([critic.score.weight], changed=True):
+                nn.init.zeros_(critic.score.weight)
         return function
 
     def values(self, inputs: dict[str, Any]) -> Tensor:
