@@ -1,12 +1,13 @@
-"""Estimated against measured peaks of GPU memory: a few optimizer steps of `CISPOTrainer` with weights that are random.
+"""Estimated against measured peaks of GPU memory: a few optimizer steps of `CISPOTrainer` with random weights.
 
-One strategy a run, that of the config it is launched with, e.g. on one GPU and on eight:
+One strategy a run, that of the config it is launched with:
 
-    accelerate launch --config_file accelerate_configs/gpu_1.yaml -m benchmarks.memory --model HuggingFaceTB/SmolLM2-135M
-    accelerate launch --config_file accelerate_configs/zero3_8gpu.yaml -m benchmarks.memory --model Qwen/Qwen2.5-7B --lora
+    export C=accelerate_configs
+    accelerate launch --config_file $C/gpu_1.yaml -m benchmarks.memory --model HuggingFaceTB/SmolLM2-135M
+    accelerate launch --config_file $C/zero3_8gpu.yaml -m benchmarks.memory --model Qwen/Qwen2.5-7B --lora
 
-Only the model's config is read. The rollouts are fixed, every completion as long as it can be; what writes completions is
-thus not measured, and its part of the estimate left out. Not run so far: there was no GPU at hand.
+Only the model's config is read. The rollouts are fixed, every completion as long as it can be; so what generation takes
+is not measured, and left out of the estimate. Not run so far: there was no GPU at hand.
 """
 
 import argparse
@@ -73,7 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3)
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        sys.exit("error: there is no GPU here, and nothing to measure; trl-ext accelerate pick gives the estimates alone")
+        sys.exit(
+            "error: there is no GPU here, and nothing to measure; trl-ext accelerate pick gives the estimates alone"
+        )
     config = config_of(args.model)
     trainer = make_trainer(config, args)
     torch.cuda.reset_peak_memory_stats()

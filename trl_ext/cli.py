@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trl-ext", description="Tools around the trainers, rewards and configs of trl-ext.")
+    parser = argparse.ArgumentParser(
+        prog="trl-ext", description="Tools around the trainers, rewards and configs of trl-ext."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rewards = commands.add_parser("rewards", help="list reward types, check and try out reward specs")
     actions = rewards.add_subparsers(required=True, metavar="ACTION")
@@ -45,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--histogram", metavar="FILE.png", help="where a picture of the scores goes")
     score.add_argument("--batch_size", type=int, default=512, help="completions per call (default: %(default)s)")
 
-    accelerate = commands.add_parser("accelerate", help="choose a config of `accelerate launch` for a model and a cluster")
+    accelerate = commands.add_parser(
+        "accelerate", help="choose a config of `accelerate launch` for a model and a cluster"
+    )
     add_pick(accelerate.add_subparsers(required=True, metavar="ACTION"), config_of)
     return parser
 
@@ -67,7 +71,9 @@ def config_of(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ModelNotFoundError(f"--model {name!r}: its config cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise ModelNotFoundError(
+            f"--model {name!r}: its config cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _list(args: argparse.Namespace) -> None:

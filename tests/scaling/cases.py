@@ -112,10 +112,14 @@ def ended(trainer: Any) -> dict[str, Any]:
 
 def metrics(row: dict[str, Any]) -> dict[str, Any]:
     """Without what is a measure of time."""
-    return {name: x for name, x in row.items() if "time" not in name and "runtime" not in name and "per_second" not in name}
+    return {
+        name: x for name, x in row.items() if "time" not in name and "runtime" not in name and "per_second" not in name
+    }
 
 
-def run(case: str, path: str, processes: int, folder: str | None = None, resume_at: int | None = None) -> dict[str, Any]:
+def run(
+    case: str, path: str, processes: int, folder: str | None = None, resume_at: int | None = None
+) -> dict[str, Any]:
     """Train, and save the model into `folder` if there is one; with `resume_at` from the checkpoint of that step on,
     which a first run wrote."""
     saving = {"output_dir": f"{folder}/run"} if folder else {}

@@ -11,11 +11,15 @@ def llama(layers: int = 3, **config: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 8, "num_key_value_heads": 4}
     return LlamaForCausalLM(
-        LlamaConfig(**{**sizes, "vocab_size": 500, "max_position_embeddings": 512, **config, "num_hidden_layers": layers})
+        LlamaConfig(
+            **{**sizes, "vocab_size": 500, "max_position_embeddings": 512, **config, "num_hidden_layers": layers}
+        )
     )
 
 
-def saved_bytes(model: nn.Module, batch: int, length: int, *, autocast: bool = False, checkpointing: bool = False) -> int:
+def saved_bytes(
+    model: nn.Module, batch: int, length: int, *, autocast: bool = False, checkpointing: bool = False
+) -> int:
     """What autograd holds after the forward pass of the trunk: each storage once, parameters left out.
 
     Each row is padded on the left by a token more than the last, as prompts of different lengths are.

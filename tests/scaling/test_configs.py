@@ -31,7 +31,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 
 
 def launched(path, *more):
-    """The arguments of `accelerate launch` after it read the config, and the environment that it gives the processes."""
+    """The arguments of `accelerate launch` after it read the config, and the environment it gives the processes."""
     args = launch_command_parser().parse_args(["--config_file", str(path), *more, "script.py"])
     args, defaults, precision = _validate_launch_command(args)
     if args.use_deepspeed:
@@ -61,8 +61,10 @@ def test_accelerate_reads_the_file_and_starts_as_many_processes_as_its_name_says
     args, _ = launched(path, *of_nodes(path))
     if processes > 1:
         assert int(args.nproc_per_node) == processes // nodes
-        assert nodes == 1 or (args.nnodes, args.node_rank, args.master_addr) == (str(nodes), "0", "127.0.0.1") or (
-            args.nnodes == str(nodes) and args.node_rank == 0 and args.master_addr == "127.0.0.1"
+        assert (
+            nodes == 1
+            or (args.nnodes, args.node_rank, args.master_addr) == (str(nodes), "0", "127.0.0.1")
+            or (args.nnodes == str(nodes) and args.node_rank == 0 and args.master_addr == "127.0.0.1")
         )
 
 

@@ -24,9 +24,7 @@ WEIGHTS = 1e-6
 METRICS = 2e-5
 
 FAST = ["cispo", "cispo-lora", "cispo-ema", "ppo", "ppo-lora", "ppo-separate", "hybrid-alternate", "hybrid-joint-lora"]
-FULL = [
-    case for name in CASES for case in (name, f"{name}-lora") if case not in FAST
-]
+FULL = [case for name in CASES for case in (name, f"{name}-lora") if case not in FAST]
 SAVED = ["ppo:save", "ppo-separate:save", "hybrid-alternate-lora:save"]
 RESUMED = ["ppo:resume", "ppo-separate:resume", "hybrid-alternate-lora:resume"]
 
@@ -102,7 +100,10 @@ def check_equal(case, ours, theirs, path):
 
 
 def close(seen, expected):
-    flat = [[x for state in s["rewards"] for part in state.values() for x in (part or {}).values()] for s in (seen, expected)]
+    flat = [
+        [x for state in s["rewards"] for part in state.values() for x in (part or {}).values()]
+        for s in (seen, expected)
+    ]
     return flat[0] == pytest.approx(flat[1], rel=1e-9)
 
 

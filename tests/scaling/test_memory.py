@@ -114,7 +114,10 @@ def test_a_state_is_as_large_as_the_optimizer_makes_it(name):
     optimizer = make_optimizer(model, name)
     optimizer.step()
     measured = sum(
-        x.numel() * x.element_size() for s in optimizer.state.values() for x in s.values() if isinstance(x, torch.Tensor)
+        x.numel() * x.element_size()
+        for s in optimizer.state.values()
+        for x in s.values()
+        if isinstance(x, torch.Tensor)
     )
     job = Job(shape_of(model.config), optimizer=optimizer_state(name))
     assert estimate(job, Cluster(), "single").optimizer == pytest.approx(measured, rel=0.05, abs=2e4)

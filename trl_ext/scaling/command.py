@@ -24,8 +24,8 @@ def add_pick(actions: Any, config_of: Callable[[str], Any]) -> None:
     pick = actions.add_parser(
         "pick",
         help=summary,
-        description="Reads the config of a model, not its weights; estimates what a GPU needs under each strategy; chooses "
-        "the one with the least communication that fits; writes its config and prints how to start it.",
+        description="Reads the config of a model, not its weights; estimates what a GPU needs under each strategy; "
+        "chooses the one with the least communication that fits; writes its config and prints how to start it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,7 +38,10 @@ def add_pick(actions: Any, config_of: Callable[[str], Any]) -> None:
         ("--trainer", {"choices": TRAINERS, "default": "cispo", "help": "what trains it (default: %(default)s)"}),
         ("--lora", {"action": "store_true", "help": "train a LoRA adapter on all linear layers"}),
         ("--lora_rank", {"type": int, "default": 16, "help": "its rank (default: %(default)s)"}),
-        ("--max_length", {"type": int, "default": 4096, "help": "tokens of prompt and completion (default: %(default)s)"}),
+        (
+            "--max_length",
+            {"type": int, "default": 4096, "help": "tokens of prompt and completion (default: %(default)s)"},
+        ),
         ("--batch", {"type": int, "default": 4, "help": "per_device_train_batch_size (default: %(default)s)"}),
         ("--optim", {"default": "adamw", "help": "a name that make_optimizer knows (default: %(default)s)"}),
         ("--dtype", {"choices": ("float32", "bfloat16"), "default": "float32", "help": "of the loaded weights"}),
@@ -80,8 +83,10 @@ def run_pick(args: argparse.Namespace, config: Any) -> None:
     cluster = Cluster(args.nodes, args.gpus, args.gpu_memory * picking.GIB)
     choice = picking.pick(job, cluster, args.margin)
     trained = f", {picking.trained_parameters(job) / 1e6:,.1f} M of them trained" if args.lora else ""
-    print(f"{args.model}: {job.shape.parameters / 1e6:,.1f} M parameters{trained}; {cluster.gpus} x {args.gpu_memory:g} GiB, "
-          f"of which {args.margin:.0%} are left free")
+    print(
+        f"{args.model}: {job.shape.parameters / 1e6:,.1f} M parameters{trained}; {cluster.gpus} x {args.gpu_memory:g} "
+        f"GiB, of which {args.margin:.0%} are left free"
+    )
     print(picking.table(choice, args.margin))
     if choice.strategy is None:
         found = picking.what_would_fit(job, cluster, args.margin)

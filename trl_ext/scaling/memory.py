@@ -237,8 +237,8 @@ def block_activations(shape: ModelShape, batch: int, length: int, *, mixed: bool
     h, m = shape.hidden_size, shape.intermediate_size
     stream = 4 if mixed else size
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    # two RMSNorms: the input in float32, its inverse root, what is multiplied with the weight, and the result, which the
-    # five products that begin with it share, but under autocast each has a cast of its own
+    # two RMSNorms: the input in float32, its inverse root, what is multiplied with the weight, and the result, which
+    # the five products that begin with it share, but under autocast each has a cast of its own
     norms = 2 * (4 * h + 4 + stream * h) + (5 if mixed else 2) * size * h
     # q, and k and v once per query head; the output and its log-sum-exp; the mask as numbers
     attention = size * 4 * q + 4 * shape.heads + size * length

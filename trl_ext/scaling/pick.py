@@ -65,7 +65,9 @@ def _check(job: Job, cluster: Cluster, margin: float) -> None:
 
 def table(choice: Choice, margin: float = MARGIN) -> str:
     """A row per strategy, GiB on a GPU."""
-    header = f"{'GiB per GPU':<20}" + "".join(f"{part:>12}" for part in _PARTS) + f"{'total':>9}{'sent':>9}{'node RAM':>10}"
+    header = (
+        f"{'GiB per GPU':<20}" + "".join(f"{part:>12}" for part in _PARTS) + f"{'total':>9}{'sent':>9}{'node RAM':>10}"
+    )
     lines = [header]
     for name, found in choice.estimates.items():
         parts = "".join(f"{getattr(found, part) / GIB:>12.2f}" for part in _PARTS)
@@ -73,8 +75,8 @@ def table(choice: Choice, margin: float = MARGIN) -> str:
         mark = "<-" if name == choice.strategy else "" if fits(found, choice.cluster, margin) else "does not fit"
         lines.append(f"{name:<20}{parts}{found.total / GIB:>9.2f}{sent:>9}{found.cpu / GIB:>10.0f}  {mark}".rstrip())
     lines.append(
-        "total: activations and generation do not add up, the larger counts. sent: parameters per optimizer step of one "
-        "micro-batch."
+        "total: activations and generation do not add up, the larger counts. sent: parameters per optimizer step of "
+        "one micro-batch."
     )
     return "\n".join(lines)
 
@@ -84,7 +86,11 @@ def what_would_fit(job: Job, cluster: Cluster, margin: float = MARGIN) -> list[s
     found = dict(_changes(job, cluster, margin))
     if job.generation != "vllm_server":
         server = replace(job, generation="vllm_server")
-        found |= {f"{change} --generation vllm_server": s for change, s in _changes(server, cluster, margin) if change not in found}
+        found |= {
+            f"{change} --generation vllm_server": s
+            for change, s in _changes(server, cluster, margin)
+            if change not in found
+        }
     return [f"{change} ({strategy})" for change, strategy in found.items()]
 
 

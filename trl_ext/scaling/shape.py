@@ -53,7 +53,9 @@ def shape_of(config: Any) -> ModelShape:
         with init_empty_weights(), contextlib.redirect_stdout(io.StringIO()):
             model = AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"no causal language model for {type(config).__name__}: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"no causal language model for {type(config).__name__}: {' '.join(str(error).split())}"
+        ) from None
     model.tie_weights()
     text = config.get_text_config()
     blocks = _blocks(model)
