@@ -163,8 +163,8 @@ def test_hierarchical_partitioning_has_a_copy_in_each_node_and_sends_less_betwee
 
 
 def test_writing_completions_gathers_the_model_unless_a_server_does_it(qwen):
-    job, eight = Job(qwen, generation_rows=1), Cluster(1, 8, 80e9)
-    cache = 2 * 2 * 28 * 4 * 128 * 4096  # keys and values of 28 layers, bfloat16
+    job, eight = Job(qwen, batch=1, steps_per_generation=2), Cluster(1, 8, 80e9)
+    cache = 2 * 2 * 2 * 28 * 4 * 128 * 4096  # keys and values of 2 rows in 28 layers, bfloat16
     assert estimate(job, eight, "zero2").generation == cache
     assert estimate(job, eight, "zero3").generation == cache + 2 * qwen.parameters
     assert estimate(replace(job, generation="vllm_server"), eight, "zero3").generation == 0

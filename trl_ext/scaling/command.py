@@ -43,6 +43,10 @@ def add_pick(actions: Any, config_of: Callable[[str], Any]) -> None:
             {"type": int, "default": 4096, "help": "tokens of prompt and completion (default: %(default)s)"},
         ),
         ("--batch", {"type": int, "default": 4, "help": "per_device_train_batch_size (default: %(default)s)"}),
+        (
+            "--steps_per_generation",
+            {"type": int, "default": 1, "help": "micro-batches that are generated at once (default: %(default)s)"},
+        ),
         ("--optim", {"default": "adamw", "help": "a name that make_optimizer knows (default: %(default)s)"}),
         ("--dtype", {"choices": ("float32", "bfloat16"), "default": "float32", "help": "of the loaded weights"}),
         ("--reference", {"action": argparse.BooleanOptionalAction, "help": "a KL penalty (default: with ppo)"}),
@@ -79,6 +83,7 @@ def run_pick(args: argparse.Namespace, config: Any) -> None:
         critic=args.value_model if has_values else None,
         logits=args.trainer == "hybrid",
         generation=args.generation,
+        steps_per_generation=args.steps_per_generation,
     )
     cluster = Cluster(args.nodes, args.gpus, args.gpu_memory * picking.GIB)
     choice = picking.pick(job, cluster, args.margin)

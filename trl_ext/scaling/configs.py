@@ -30,8 +30,6 @@ def accelerate_config(strategy: str, cluster: Cluster) -> dict[str, Any]:
     if strategy != "zero3_hierarchical":  # whose file has it: Accelerate refuses to be told twice
         config["mixed_precision"] = "bf16"
     config |= {"num_machines": cluster.nodes, "num_processes": cluster.gpus}
-    if cluster.nodes > 1:
-        config |= {"machine_rank": 0, "same_network": True, "rdzv_backend": "static", "main_process_port": 29500}
     return config
 
 

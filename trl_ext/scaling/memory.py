@@ -31,7 +31,10 @@ class OptimizerState:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained. `batch` completions of `max_length` tokens (prompt included) are one micro-batch of a GPU."""
+    """What is trained. `batch` completions of `max_length` tokens (prompt included) are one micro-batch of a GPU.
+
+    `critic` is "shared", "separate" or None; `logits`: the loss builds them, as that on demonstrations does.
+    """
 
     shape: ModelShape
     batch: int = 4
@@ -44,7 +47,7 @@ class Job:
     critic: str | None = None
     logits: bool = False
     generation: str = "transformers"
-    generation_rows: int | None = None
+    steps_per_generation: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,29 +92,22 @@ class Estimate:
 
 def estimate(job: Job, cluster: Cluster, strategy: str) -> Estimate:
     """The bytes of `job` under one of `STRATEGIES`."""
-    shape, n = job.shape, cluster.gpus
-    trained = lora_parameters(job) if job.lora_rank else shape.parameters
-    trained += shape.hidden_size + 1 if job.critic == "shared" else 0
-    states = _states(job, cluster, strategy, shape.parameters + (trained if job.lora_rank else 0), trained, shape)
-    zero = {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0}
-    critic = zero
-    if job.critic == "separate":
-        critic = _states(job, cluster, strategy, shape.trunk, shape.trunk, replace(shape, largest_module=0))
-    reference = 0.0
-    if job.reference and not job.lora_rank:
-        reference = _reference(job, cluster, strategy)
-    everything = shape.parameters + (shape.trunk if critic is not zero else 0)
-    all_trained = trained + (shape.trunk if critic is not zero else 0)
-    sent, between = _communication(cluster, strategy, everything, all_trained)
+    shape = job.shape
+    adapter = lora_parameters(job)
+    trained = (adapter or shape.parameters) + (shape.hidden_size + 1 if job.critic == "shared" else 0)
+    trunk = shape.trunk if job.critic == "separate" else 0
+    # what a critic gathers for a moment is not there at the same time as what the policy gathers
+    critic = _states(job, cluster, strategy, trunk, trunk, replace(shape, largest_module=0)) if trunk else {}
+    sent, between = _communication(cluster, strategy, shape.parameters + trunk, trained + trunk)
     return Estimate(
         strategy=strategy,
-        **states,
-        reference=reference,
+        **_states(job, cluster, strategy, shape.parameters + adapter, trained, shape),
+        reference=_reference(job, cluster, strategy) if job.reference and not adapter else 0.0,
         critic=sum(critic.values()),
-        buffers=_buffers(strategy, everything, all_trained, job, n),
-        activations=activations(job, strategy) * (2 if job.critic == "separate" else 1),
+        buffers=_buffers(job, cluster, strategy, shape.parameters + trunk, trained + trunk),
+        activations=activations(job, strategy) * (2 if trunk else 1),
         generation=_generation(job, cluster, strategy),
-        cpu=_cpu(cluster, strategy, everything, all_trained),
+        cpu=_cpu(cluster, strategy, shape.parameters + trunk, trained + trunk),
         sent=sent,
         between=between,
     )
@@ -178,13 +174,13 @@ def _reference(job: Job, cluster: Cluster, strategy: str) -> float:
     return size
 
 
-def _buffers(strategy: str, parameters: int, trained: int, job: Job, gpus: int) -> float:
+def _buffers(job: Job, cluster: Cluster, strategy: str, parameters: int, trained: int) -> float:
     if strategy == "ddp":
         return _weight_bytes(job, strategy) * trained  # the reducer's buckets hold a second copy of the gradients
     if strategy == "zero2":
         return 2 * min(REDUCE_BUCKET, trained)
     if strategy.startswith("zero3"):
-        return 2 * (min(REDUCE_BUCKET, trained) + min(MAX_LIVE_PARAMETERS, parameters) * (gpus > 1))
+        return 2 * (min(REDUCE_BUCKET, trained) + min(MAX_LIVE_PARAMETERS, parameters) * (cluster.gpus > 1))
     return 0.0
 
 
@@ -214,7 +210,7 @@ def _generation(job: Job, cluster: Cluster, strategy: str) -> float:
     gathers = 2 * shape.parameters if strategy.startswith(("zero3", "fsdp")) and cluster.gpus > 1 else 0
     if job.generation == "vllm_colocate":
         return VLLM_SHARE * cluster.gpu_memory
-    rows = job.batch if job.generation_rows is None else job.generation_rows
+    rows = job.batch * job.steps_per_generation
     return gathers + 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim * rows * job.max_length
 
 
@@ -258,8 +254,7 @@ def head_activations(job: Job, *, mixed: bool) -> float:
 
 
 def estimates(job: Job, cluster: Cluster) -> Mapping[str, Estimate]:
-    """Strategy -> estimate, for those that the cluster can run."""
-    names = [name for name in STRATEGIES if (name == "single") == (cluster.gpus == 1) or name == "zero3_offload"]
-    if cluster.nodes == 1:
-        names.remove("zero3_hierarchical") if "zero3_hierarchical" in names else None
+    """Strategy -> estimate, for those that make sense on the cluster."""
+    without = {"single", *(() if cluster.nodes > 1 and cluster.gpus_per_node > 1 else ("zero3_hierarchical",))}
+    names = ("single", "zero3_offload") if cluster.gpus == 1 else [name for name in STRATEGIES if name not in without]
     return {name: estimate(job, cluster, name) for name in names}

@@ -53,6 +53,7 @@ def _check(job: Job, cluster: Cluster, margin: float) -> None:
         "nodes": cluster.nodes,
         "batch": job.batch,
         "max_length": job.max_length,
+        "steps_per_generation": job.steps_per_generation,
     }
     for name, value in least_1.items():
         if value < 1:
@@ -124,6 +125,8 @@ def launch_command(choice: Choice, path: str, model: str, trainer: str, optim: s
     """How to start what was estimated: with several nodes, the line that each of them runs."""
     job, options = choice.job, [f"--model_name_or_path {model}"]
     options += [f"--per_device_train_batch_size {job.batch}", f"--optim {_TRAINERS_NAMES.get(optim, optim)}"]
+    if job.steps_per_generation > 1:
+        options += [f"--steps_per_generation {job.steps_per_generation}"]
     if job.lora_rank:
         options += [f"--use_peft true --lora_r {job.lora_rank} --lora_target_modules all-linear"]
     if job.critic == "separate":
