@@ -106,7 +106,13 @@ def ended(trainer: Any) -> dict[str, Any]:
     """What is compared: the weights, whole, the metrics of this process and what its rewards remember."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     rewards = [reward.state_dict() for reward in trainer.reward_funcs if hasattr(reward, "state_dict")]
-    seen = {"log": [metrics(row) for row in trainer.state.log_history], "rewards": rewards}
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    seen = {
+        "log": [metrics(row) for row in trainer.state.log_history],
+        "rewards": rewards,
+        "zero_stage": plugin and plugin.zero_stage,
+        "in_parts": not any(parameter.numel() for parameter in trainer.model.parameters()),
+    }
     return {"weights": {name: x.detach().clone() for name, x in (weights or {}).items()}, "seen": gather_object([seen])}
 
 

@@ -1,13 +1,14 @@
 """Bytes that a training step really takes on the CPU, counted tensor by tensor."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def llama(layers: int = 3, **config: int) -> LlamaForCausalLM:
+def llama(layers: int = 3, **config: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 8, "num_key_value_heads": 4}
     return LlamaForCausalLM(

@@ -117,13 +117,9 @@ def lora_parameters(job: Job) -> int:
     return job.lora_rank * job.shape.adapter_sizes
 
 
-def _is_deepspeed(strategy: str) -> bool:
-    return strategy.startswith("zero")
-
-
 def _weight_bytes(job: Job, strategy: str) -> int:
     """DeepSpeed trains a copy in bfloat16 whatever the model was loaded in; TRL loads it in float32."""
-    return 2 if _is_deepspeed(strategy) or job.dtype == "bfloat16" else 4
+    return 2 if strategy.startswith("zero") or job.dtype == "bfloat16" else 4
 
 
 def _optimizer_bytes(job: Job, trained: int, shape: ModelShape) -> float:
