@@ -166,4 +166,5 @@ def _state_bytes(optimizer: Any, parameter: Any) -> float:
     import torch
 
     state = optimizer.state.get(parameter, {})
-    return sum(x.numel() * x.element_size() for x in state.values() if isinstance(x, torch.Tensor)) / parameter.numel()
+    tensors = [x for x in state.values() if isinstance(x, torch.Tensor)]
+    return float(sum(x.numel() * x.element_size() for x in tensors) / parameter.numel())
