@@ -18,6 +18,7 @@ from tests.scaling.cases import CASES, logits, run
 from tests.trainers.training import load
 from trl_ext.trainers.value_function import SeparateCritic, SharedValueHead
 
+FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 CONFIGS = {"ddp": "cpu_2proc", "zero2": "cpu_2proc_zero2", "zero3": "cpu_2proc_zero3"}
 # In float32 with SGD: what is left is the order of sums. Weights move by 1e-2 and more.
 WEIGHTS = 1e-6
@@ -29,7 +30,7 @@ SAVED = ["ppo", "ppo-separate", "hybrid-alternate-lora"]
 RESUMED = ["ppo:resume", "ppo-separate:resume", "hybrid-alternate-lora:resume"]
 
 
-def launch(strategy, cases, path, folder):
+def launch(strategy, cases, path, folder, config=None):
     """case -> how it ended on two processes."""
     jobs = {
         case: {"folder": f"{folder}/{case}", "resume_at": 2 if case in RESUMED else None}
@@ -39,7 +40,7 @@ def launch(strategy, cases, path, folder):
     }
     job = {"path": path, "cases": jobs, "results": f"{folder}/results.pt"}
     bin_folder = os.path.dirname(sys.executable)
-    config = Path(__file__).parents[2] / "accelerate_configs" / f"{CONFIGS[strategy]}.yaml"
+    config = config or FOLDER / f"{CONFIGS[strategy]}.yaml"
     command = [f"{bin_folder}/accelerate", "launch", "--config_file", str(config), "-m", "tests.scaling.on_processes"]
     environment = {**os.environ, "PATH": bin_folder + os.pathsep + os.environ["PATH"]}
     # a deadlock is a failure, not a hang
@@ -115,6 +116,17 @@ def test_two_processes_end_where_one_does(one, two, tiny, case):
 @pytest.mark.parametrize("case", FULL)
 def test_two_processes_end_where_one_does_in_every_case(one, two_full, tiny, case):
     check_equal(case, one(case), two_full[case], tiny)
+
+
+@pytest.mark.full
+def test_hierarchical_partitioning_ends_where_one_process_does(one, tiny, tmp_path):
+    """Both processes are one node, which has a second copy of the weights in two parts."""
+    pytest.importorskip("deepspeed")
+    config = tmp_path / "hierarchical.yaml"
+    text = (FOLDER / "cpu_2proc_zero3.yaml").read_text()
+    config.write_text(text.replace('"stage": 3,', '"stage": 3, "zero_hpz_partition_size": 2,'))
+    ends = launch("zero3", ["cispo"], tiny, str(tmp_path), config)
+    check_equal("cispo", one("cispo"), ends["cispo"], tiny)
 
 
 def check_saved(case, ended):

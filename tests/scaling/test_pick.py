@@ -88,6 +88,14 @@ def test_what_is_chosen_fits_and_what_sends_less_does_not(large):
     }
 
 
+@pytest.mark.parametrize("second", [{"reference": True}, {"critic": "separate"}], ids=["reference", "critic"])
+def test_hierarchical_partitioning_is_for_one_model(large, second):
+    cluster = Cluster(8, 8, 80 * GIB)
+    assert "zero3_hierarchical" in pick(Job(large), cluster).estimates
+    assert "zero3_hierarchical" not in pick(Job(large, **second), cluster).estimates
+    assert "zero3_hierarchical" in pick(Job(large, reference=True, lora_rank=8), cluster).estimates
+
+
 def test_where_nothing_fits_it_says_what_would(large, tmp_path):
     folder = tmp_path / "large"
     LLAMA_70B.save_pretrained(folder)

@@ -250,7 +250,14 @@ def head_activations(job: Job, *, mixed: bool) -> float:
 
 
 def estimates(job: Job, cluster: Cluster) -> Mapping[str, Estimate]:
-    """Strategy -> estimate, for those that make sense on the cluster."""
-    without = {"single", *(() if cluster.nodes > 1 and cluster.gpus_per_node > 1 else ("zero3_hierarchical",))}
+    """Strategy -> estimate, for those that make sense on the cluster.
+
+    Hierarchical partitioning does for one model: DeepSpeed 0.19.8 fails at a second (a reference, a critic), for which
+    `deepspeed.zero.Init` would make its process group again.
+    """
+    one_model = job.critic != "separate" and (bool(job.lora_rank) or not job.reference)
+    without = {"single"}
+    if not (one_model and cluster.nodes > 1 and cluster.gpus_per_node > 1):
+        without.add("zero3_hierarchical")
     names = ("single", "zero3_offload") if cluster.gpus == 1 else [name for name in STRATEGIES if name not in without]
     return {name: estimate(job, cluster, name) for name in names}
