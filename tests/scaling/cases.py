@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import LoraConfig
 
-from tests.trainers.training import PROMPTS, config, demonstrations, fixed_rollout, load, make_trainer, ragged_rollout
+from tests.trainers.training import PROMPTS, config, demonstrations, fixed_rollout, make_trainer, ragged_rollout
 from trl_ext import CISPOConfig, CISPOTrainer, HybridConfig, HybridTrainer, PPOConfig, PPOTrainer
 from trl_ext.rewards import make_reward_funcs
 
@@ -99,7 +99,7 @@ def make(case: str, path: str, processes: int, **changed: Any) -> Any:
         data["train_dataset"] = PROMPTS.map(lambda row: {"wanted": row["prompt"]})
     if lora:
         data["peft_config"] = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
-    return make_trainer(trainer_class, path, args, model=load(path), **data)
+    return make_trainer(trainer_class, path, args, **data)
 
 
 def ended(trainer: Any) -> dict[str, Any]:
