@@ -63,7 +63,8 @@ def one(tiny):
     return end
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+# the trainers' own tests have DDP, in float64
+@pytest.fixture(scope="module", params=[pytest.param("ddp", marks=pytest.mark.full), "zero2", "zero3"])
 def two(request, tiny, tmp_path_factory):
     if request.param != "ddp":
         pytest.importorskip("deepspeed")
