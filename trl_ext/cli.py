@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trl_ext.errors import ConfigError, TrlExtError
+from trl_ext.errors import ConfigError, ModelNotFoundError, TrlExtError
+from trl_ext.scaling.command import add_pick
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,7 +21,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trl-ext", description="Tools around the trainers and rewards of trl-ext.")
+    parser = argparse.ArgumentParser(
+        prog="trl-ext", description="Tools around the trainers, rewards and configs of trl-ext."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rewards = commands.add_parser("rewards", help="list reward types, check and try out reward specs")
     actions = rewards.add_subparsers(required=True, metavar="ACTION")
@@ -43,7 +46,34 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--output", metavar="FILE.parquet", help="where the rows with their scores go")
     score.add_argument("--histogram", metavar="FILE.png", help="where a picture of the scores goes")
     score.add_argument("--batch_size", type=int, default=512, help="completions per call (default: %(default)s)")
+
+    accelerate = commands.add_parser(
+        "accelerate", help="choose a config of `accelerate launch` for a model and a cluster"
+    )
+    add_pick(accelerate.add_subparsers(required=True, metavar="ACTION"), config_of)
     return parser
+
+
+def config_of(name: str) -> Any:
+    """The config of a model by its name: a built-in one, a folder, or one of the Hub. No weights are read."""
+    if name == "builtin:tiny":
+        from trl_ext.builtin.tiny_model import tiny_model
+
+        return tiny_model().config
+    if name == "builtin:smollm2":
+        from trl_ext.builtin.smollm2 import smollm2_path
+
+        name = str(smollm2_path())
+    elif name.startswith("builtin:"):
+        raise ConfigError(f"--model = {name!r}: the built-in models are builtin:tiny and builtin:smollm2")
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"--model {name!r}: its config cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _list(args: argparse.Namespace) -> None:

@@ -112,3 +112,10 @@ def test_value_clip_fraction_by_hand():
     # clipped to 0.2: error 0.64 against 0; 1.44 against 4; inside the clip both are the same
     assert value_clip_fraction(values, old, returns, mask).item() == pytest.approx(1 / 3)
     assert value_clip_fraction(values, old, returns, mask, cliprange_value=None).item() == 0
+
+
+def test_values_within_the_range_are_not_clipped_by_rounding():
+    generator = torch.Generator().manual_seed(0)
+    old, move, returns = (torch.randn(16, 32, generator=generator) for _ in range(3))
+    values = old + 0.05 * move.clamp(-3, 3)
+    assert value_clip_fraction(values, old, returns, torch.ones(16, 32)).item() == 0

@@ -233,6 +233,12 @@ def test_two_processes_train_as_one(tiny, tmp_path, options):
     assert (torch.load(job["weights"]) - weights(single.model)).abs().max() <= 1e-6
 
 
+def test_the_loss_that_is_logged_is_that_of_the_whole_step(tiny):
+    args = config(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    for row in trained(HybridTrainer, tiny, args, train_dataset=DATA).state.log_history[:-1]:
+        assert row["loss"] == pytest.approx(row.get("rl/loss", row.get("sft/loss")), rel=1e-3, abs=1e-6)
+
+
 def test_the_gate_leaves_unsolved_prompts_to_their_demonstrations(tiny):
     outputs, losses = [], []
 

@@ -34,7 +34,7 @@ def config(config_class: type, **options: Any) -> Any:
         "max_steps": 8,
         "lr_scheduler_type": "constant",
     }
-    return config_class(output_dir=tempfile.mkdtemp(), **{**CPU, **defaults, **options})
+    return config_class(**{"output_dir": tempfile.mkdtemp(), **CPU, **defaults, **options})
 
 
 def load(path: str, dtype: torch.dtype = torch.float32) -> Any:

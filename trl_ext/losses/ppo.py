@@ -107,5 +107,6 @@ def _value_errors(
     if cliprange_value is None:
         return error, error
     old_values = torch.where(mask, old_values, values.detach())
-    clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    # not old + (new - old).clamp(...), whose rounding would count values as clipped that are not
+    clipped = values.clamp(old_values - cliprange_value, old_values + cliprange_value)
     return error, (clipped - returns) ** 2

@@ -239,7 +239,8 @@ class HybridTrainer(MergedCheckpointsMixin):
         if SFT in inputs:
             return self._sft_loss(model, inputs, self._sft_window / self.accelerator.num_processes)
         loss = super()._compute_loss(model, inputs)
-        self._append_metrics({"rl/loss": self.accelerator.gather(loss.detach()).mean().item()})
+        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
+        self._append_metrics({"rl/loss": self.accelerator.gather(loss.detach()).mean().item() * accumulation})
         if self.args.mode == "joint" and self.model.training:
             mu = self.args.mu(self.state.global_step / max(self.state.max_steps - 1, 1))
             self._append_metrics({"sft/mu": mu})

@@ -315,10 +315,8 @@ class PPOTrainer(PPOMetricsMixin):
         prefix = f"{NAME}."
         policy = {name: tensor for name, tensor in state_dict.items() if not name.startswith(prefix)}
         super()._save(output_dir, state_dict=policy)
-        if self.args.should_save:
-            values = {
-                name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)
-            }
+        values = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        if self.args.should_save and values:  # none where ZeRO-3 is told not to gather them
             self.value_function.save(Path(output_dir or str(self.args.output_dir)), values)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

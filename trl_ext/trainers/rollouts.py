@@ -59,7 +59,9 @@ class RolloutsMixin(LeanUpdateMixin, OptimizingMixin, HeadTilesMixin):
         if checkpoint is None:
             return
         path = self._rollouts_path(Path(checkpoint))
-        state = torch.load(path, map_location=self.accelerator.device) if path.is_file() else {}
+        device = self.accelerator.device
+        place = "cpu" if device.type == "cpu" else device  # on several processes it is cpu:0, which torch.load refuses
+        state = torch.load(path, map_location=place) if path.is_file() else {}
         if state.get("processes") != self.accelerator.num_processes:
             logger.warning("%s is missing or of another number of processes: new completions are sampled", path)
             return

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from trl_ext.errors import ConfigError, ModelNotFoundError
 
@@ -134,7 +135,8 @@ class SeparateCritic(ValueFunction):
             raise ConfigError(f"value model {name!r} cannot be a critic: {' '.join(str(error).split())}") from None
         function = cls(critic)
         if any(key.startswith("score.") for key in info["missing_keys"]):
-            nn.init.zeros_(critic.score.weight)
+            with _whole(critic.score.weight):
+                nn.init.zeros_(critic.score.weight)
         return function
 
     def values(self, inputs: dict[str, Any]) -> Tensor:
@@ -172,6 +174,18 @@ def check_critic(critic: Any, tokenizer: Any, name: str | None = None) -> None:
         raise ConfigError(
             f"value model {name!r} has another tokenizer than the policy: it would read the completions wrongly"
         )
+
+
+@contextmanager
+def _whole(parameter: nn.Parameter) -> Iterator[None]:
+    """Inside, a parameter that ZeRO-3 keeps in parts is whole; what the first process writes into it stays."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        yield
 
 
 def _linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
