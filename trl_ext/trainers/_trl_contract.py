@@ -17,8 +17,11 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_compute_loss": ("self", "model", "inputs"),
     "_generate_and_score_completions": ("self", "inputs"),
+    "_finalize_training": ("self", "trial"),
     "_get_per_token_logps_and_entropies": ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_maybe_log_save_evaluate": ("self", "tr_loss"),
+    "_run_epoch": ("self", "model", "epoch"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_tokenize_prompts": ("self", "prompts"),
 }
@@ -37,6 +40,8 @@ ATTRIBUTES = (
     "num_generations_eval",
     "num_iterations",
     "ref_model",
+    "reward_func_names",
+    "reward_funcs",
     "reward_weights",
     "rollout_func",
 )

@@ -4,15 +4,14 @@ import math
 import warnings
 from dataclasses import dataclass, field
 
-from trl import GRPOConfig
-
 from trl_ext.errors import ConfigError
+from trl_ext.trainers.rollouts_config import RolloutsConfig
 
 LOSS_AGGREGATIONS = ("token", "prompt", "sequence")
 
 
 @dataclass
-class CISPOConfig(GRPOConfig):
+class CISPOConfig(RolloutsConfig):
     r"""Configuration of [`CISPOTrainer`]: everything in [`~trl.GRPOConfig`], with `loss_type="cispo"` and these.
 
     All bounds are absolute values of the importance-sampling weight r = pi / pi_old, not distances from 1.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from trl import GRPOConfig
 
 from trl_ext.errors import ConfigError
+from trl_ext.trainers.rollouts_config import RolloutsConfig
 
 LOSS_TYPES = ("dapo", "bnpo", "grpo", "dr_grpo", "cispo", "sapo")
 KL_ESTIMATORS = ("k1", "k3")
@@ -21,7 +22,7 @@ class _One(int):
 
 
 @dataclass
-class PPOConfig(GRPOConfig):
+class PPOConfig(RolloutsConfig):
     r"""Configuration of [`PPOTrainer`]: everything in [`~trl.GRPOConfig`], and PPO's own under TRL 1.12's names.
 
     Names in brackets are `GRPOConfig`'s for the same thing; give one of the two. docs/ppo.md has the table from TRL

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
 
 from trl_ext.errors import DatasetError
+from trl_ext.trainers.guarded_rewards import GuardedRewardsMixin
+from trl_ext.trainers.resumable import ResumableMixin
 
 logger = get_logger(__name__)
 
 
-class RolloutsMixin(GRPOTrainer):
+class RolloutsMixin(ResumableMixin, GuardedRewardsMixin):
     """Between a trainer of ours and `GRPOTrainer`.
 
     TRL keeps a batch of completions for several optimizer steps, but not in its checkpoints: a run that is resumed
@@ -45,12 +45,11 @@ class RolloutsMixin(GRPOTrainer):
             )
         return tokenized
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        checkpoint = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    def _save_process_state(self, checkpoint: Path) -> None:
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         rollouts = None if used_up else self._buffered_inputs
         state = {"processes": self.accelerator.num_processes, "step": self._step, "rollouts": rollouts}
+        state["metrics"] = dict(self._metrics["train"])  # since the last log
         torch.save(state | self._data_state(), self._rollouts_path(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -58,11 +57,14 @@ class RolloutsMixin(GRPOTrainer):
         if checkpoint is None:
             return
         path = self._rollouts_path(Path(checkpoint))
-        state = torch.load(path, map_location=self.accelerator.device) if path.is_file() else {}
+        device = self.accelerator.device
+        place = "cpu" if device.type == "cpu" else device  # on several processes it is cpu:0, which torch.load refuses
+        state = torch.load(path, map_location=place) if path.is_file() else {}
         if state.get("processes") != self.accelerator.num_processes:
             logger.warning("%s is missing or of another number of processes: new completions are sampled", path)
             return
         self._step, self._buffered_inputs = state.pop("step"), state.pop("rollouts")
+        self._metrics["train"].update(state.pop("metrics", {}))
         self._load_data_state(state)
 
     def _data_state(self) -> dict[str, Any]:
