@@ -29,6 +29,7 @@ class GuardedRewardsMixin(GRPOTrainer):
     """
 
     args: RolloutsConfig
+    reward_funcs: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -14,7 +14,7 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from trl_ext.errors import CheckpointError, ConfigError
+from trl_ext.errors import CheckpointError
 from trl_ext.trainers import checkpoints
 from trl_ext.trainers.preemption import PreemptionCallback
 
@@ -30,7 +30,6 @@ class ResumableMixin(GRPOTrainer):
 
     Raises:
         CheckpointError: a checkpoint cannot be written, or not be resumed from.
-        ConfigError: `metric_for_best_model` is never logged.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -150,10 +149,13 @@ class ResumableMixin(GRPOTrainer):
         since = self._initial_global_step if self._saved_at is None else self._saved_at
         logged = [row for row in state.log_history if row["step"] > since]
         values = [row[name] for row in logged if row.get(name) is not None]
-        if logged and not any(name in row for row in logged):
+        if logged and not values:
             known = sorted({key for row in logged for key in row})
-            close = difflib.get_close_matches(name, known) or known
-            raise ConfigError(f"metric_for_best_model = {name!r} is not logged; is it {', '.join(map(repr, close))}?")
+            close = ", ".join(map(repr, difflib.get_close_matches(name, known) or known))
+            logger.warning(
+                "metric_for_best_model = %r was not logged since step %d, so this one is not the best; is it %s?",
+                *(name, since, close),
+            )
         mean = [sum(values) / len(values)] if values else [None]
         (value,) = broadcast_object_list(mean)  # a metric of a reward may differ from process to process
         if value is None:
