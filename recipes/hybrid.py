@@ -13,7 +13,8 @@ On SmolLM2-135M-Instruct with LoRA and a text file of your own, prompt masked, w
 --mode says how the two are mixed: alternate, curriculum, sequential, joint, gate or buffer; --rl_loss ppo, cispo or
 grpo. Demonstrations are the rows of --dataset_name (`prompt` and `completion`, or `messages`), or --sft_dataset_name.
 Options are those of HybridConfig, TRL's ModelConfig and the first group below; a YAML of them goes in with --config,
-and the command line wins over it. --resume_from_checkpoint latest goes on where a run was stopped.
+and the command line wins over it. With --resume_from_checkpoint auto the same command goes on where a run was stopped
+or killed, or starts one (docs/resilience.md).
 """
 
 import time

@@ -17,7 +17,8 @@ On anything else:
         --output_dir outputs/mine
 
 Options are those of PPOConfig, TRL's ModelConfig and the first group below; a YAML of them goes in with --config, and
-the command line wins over it. --resume_from_checkpoint latest goes on where a run was stopped.
+the command line wins over it. With --resume_from_checkpoint auto the same command goes on where a run was stopped or
+killed, or starts one (docs/resilience.md).
 """
 
 import time

@@ -31,3 +31,7 @@ class MissingExtraError(TrlExtError, ImportError):
 
 class RewardError(TrlExtError, RuntimeError):
     """A reward could not score a batch: a missing column, an exception in a scorer, a wrong number of scores."""
+
+
+class CheckpointError(TrlExtError, OSError):
+    """A checkpoint cannot be written, or a run cannot go on from it; names the file."""

@@ -1,9 +1,13 @@
+import errno
+
 import pytest
+from trl import GRPOConfig
 
 from tests.trainers.training import CPU
 from trl_ext import CISPOConfig
-from trl_ext.errors import ConfigError
+from trl_ext.errors import CheckpointError, ConfigError
 from trl_ext.recipe import one_line_errors, parse_recipe_args
+from trl_ext.trainers.checkpoints import begin, write_seal
 
 BASE = ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out"]
 
@@ -37,10 +41,28 @@ def test_a_named_model_gets_the_trainers_defaults_not_the_tiny_models(default):
     assert training_args.model_init_kwargs["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("word", ["true", "True", "latest"])
-def test_resume_latest_means_the_newest_checkpoint(default, word):
-    assert parse(default, "--resume_from_checkpoint", word)[1].resume_from_checkpoint is True
-    assert parse(default, "--resume_from_checkpoint", "a/b")[1].resume_from_checkpoint == "a/b"
+@pytest.mark.parametrize("word", ["true", "True", "latest", "auto"])
+def test_resume_takes_the_newest_complete_checkpoint_and_auto_takes_none_too(default, tmp_path, capsys, word):
+    args = ["--output_dir", str(tmp_path), "--resume_from_checkpoint"]
+    if word == "auto":
+        assert parse(default, *args, word)[1].resume_from_checkpoint is None
+        assert capsys.readouterr().out == "No checkpoint to resume from: a new run\n"
+    else:
+        with pytest.raises(CheckpointError, match="no complete checkpoint in"):
+            parse(default, *args, word)
+    for step in (5, 10):
+        begin(tmp_path / f"checkpoint-{step}")
+    write_seal(tmp_path / "checkpoint-5", {})
+    assert parse(default, *args, word)[1].resume_from_checkpoint == f"{tmp_path}/checkpoint-5"
+    assert capsys.readouterr().out == f"Resuming from {tmp_path}/checkpoint-5\n"
+    with pytest.raises(CheckpointError, match="checkpoint-10' cannot be resumed from: the run ended while writing it"):
+        parse(default, *args, f"{tmp_path}/checkpoint-10")
+
+
+def test_a_preempted_recipe_saves_unless_it_is_told_not_to_or_is_plain_trl(default):
+    assert parse(default)[1].enable_jit_checkpoint
+    assert not parse(default, "--enable_jit_checkpoint", "false")[1].enable_jit_checkpoint
+    assert not parse_recipe_args(GRPOConfig, default, "", [])[1].enable_jit_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -86,5 +108,11 @@ def test_help_teaches_the_command_and_the_options(default, capsys):
 def test_our_errors_end_a_program_with_one_line_and_others_keep_their_traceback():
     with pytest.raises(SystemExit, match=r"^error: no good$"), one_line_errors():
         raise ConfigError("no good")
+    full = OSError(errno.ENOSPC, "No space left on device", "out/metrics.jsonl")
+    message = r"^error: out/metrics\.jsonl cannot be written: No space left on device$"
+    with pytest.raises(SystemExit, match=message), one_line_errors():
+        raise full
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError("other")
+    with pytest.raises(FileNotFoundError), one_line_errors():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")

@@ -8,7 +8,7 @@ from trl_ext.tracking.callbacks import MetricsFile, RewardProgress, read_metrics
 
 
 def state(step, main=True):
-    return SimpleNamespace(global_step=step, is_world_process_zero=main)
+    return SimpleNamespace(global_step=step, max_steps=4, is_world_process_zero=main)
 
 
 @pytest.fixture
@@ -35,6 +35,21 @@ def test_a_resumed_run_drops_the_steps_that_it_repeats_and_a_torn_line(path):
         file.write('{"step": 5, "rew')
     run(path, [3, 4], resume=True, start=2)
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_a_run_resumed_at_its_end_repeats_nothing_and_a_longer_one_forgets_the_end(path):
+    run(path, [1, 2, 3, 4])
+    end = [{"step": 4, "train_runtime": 1.0}, {"step": 4, "split": "train", "measured": "after", "eval_reward": 1.0}]
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in end)
+    again = MetricsFile(path, resume=True)
+    again.on_train_begin(None, state(4), None)
+    again.on_log(None, state(4), None, logs={"train_runtime": 0.1})
+    assert read_metrics(path)[4:] == end
+    longer = SimpleNamespace(global_step=4, max_steps=8, is_world_process_zero=True)
+    again.on_train_begin(None, longer, None)
+    again.on_log(None, longer, None, logs={"train_runtime": 0.1})
+    assert read_metrics(path)[4:] == [{"step": 4, "train_runtime": 0.1}]
 
 
 def test_marked_lines_say_what_they_measure(path):

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.trainers.training import PROMPTS, config, fixed_rollout, load, make_trainer, trained, weights
 from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
 from trl_ext.errors import DatasetError
+from trl_ext.trainers.checkpoints import SEAL
 
 TRAINERS = {"CISPO": (CISPOTrainer, CISPOConfig), "PPO": (PPOTrainer, PPOConfig)}
 
@@ -34,6 +37,7 @@ def test_the_completions_in_use_are_what_makes_a_resume_exact(tiny):
     whole.train()
     checkpoint = f"{whole.args.output_dir}/checkpoint-4"
     torch.save({}, f"{checkpoint}/rollouts_0.pt")
+    Path(checkpoint, SEAL).unlink()
     resumed = make_trainer(CISPOTrainer, tiny, config(CISPOConfig, **options))
     resumed.train(resume_from_checkpoint=checkpoint)
     assert (weights(resumed.model) - weights(whole.model)).abs().max() > 1e-5

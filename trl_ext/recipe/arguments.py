@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import re
 import sys
 import warnings
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
+from accelerate import PartialState
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from trl_ext.errors import ConfigError, TrlExtError
+from trl_ext.trainers.checkpoints import resolve_checkpoint
 
 TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 
@@ -102,6 +105,8 @@ def parse_recipe_args(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,  # --max_step is a slip, not --max_steps
     )
+    if config_class is not GRPOConfig:  # with TRL's own trainer processes may stop at different steps, and wait
+        parser.set_defaults_with_config(enable_jit_checkpoint=True)
     try:
         recipe_args, training_args, model_args = parser.parse_args_and_config(args)
     except TrlExtError:
@@ -121,9 +126,19 @@ def parse_recipe_args(
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
-    if str(training_args.resume_from_checkpoint).lower() in ("true", "latest"):
-        training_args.resume_from_checkpoint = True  # the newest one in output_dir
+    training_args.resume_from_checkpoint = _checkpoint(training_args)
     return recipe_args, training_args, model_args
+
+
+def _checkpoint(training_args: GRPOConfig) -> str | None:
+    """The folder that `--resume_from_checkpoint` means."""
+    resume: str | bool | None = training_args.resume_from_checkpoint
+    if str(resume).lower() in ("true", "latest", "auto"):
+        resume = True if str(resume).lower() != "auto" else "auto"
+    checkpoint = resolve_checkpoint(resume, str(training_args.output_dir))
+    if resume and PartialState().is_main_process:
+        print(f"Resuming from {checkpoint}" if checkpoint else "No checkpoint to resume from: a new run", flush=True)
+    return checkpoint
 
 
 def _one_line(error: Exception, parser: argparse.ArgumentParser) -> str:
@@ -137,8 +152,15 @@ def _one_line(error: Exception, parser: argparse.ArgumentParser) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with `error: ...` where trl-ext refused something. Other errors keep their traceback."""
+    """End the program with `error: ...` where trl-ext refused something or the disk is full or read-only.
+
+    Other errors keep their traceback.
+    """
     try:
         yield
     except TrlExtError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            sys.exit(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}")
+        raise

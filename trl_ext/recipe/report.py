@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from transformers import ProgressCallback, Trainer
 
@@ -33,7 +34,10 @@ class RunReport:
         self.scores: dict[str, dict[str, float]] = {}
 
     def measure(self, when: str) -> None:
-        """Sample completions for the prompts trained on and those held out; `when` is "before" or "after"."""
+        """Sample completions for the prompts trained on and those held out; `when` is "before" or "after".
+
+        What a run measured before it was stopped and resumed is taken from its metrics.
+        """
         if when == "after":  # before TRL's table of the last step is overwritten with that of the measurement
             self._sample_completions()
         if self.task.measure_prompts == 0:
@@ -46,9 +50,21 @@ class RunReport:
                 count = self.task.measure_prompts
                 streamed = isinstance(dataset, IterableDataset)
                 dataset = dataset.take(count) if streamed else dataset.select(range(min(count, len(dataset))))
-            with self.metrics.marked(split=split, measured=when):
-                score = self.trainer.evaluate(dataset)["eval_reward"]
+            score = self._measured(split, when)
+            if score is None:
+                with self.metrics.marked(split=split, measured=when):
+                    score = self.trainer.evaluate(dataset)["eval_reward"]
             self.scores.setdefault(split, {})[when] = score
+
+    def _measured(self, split: str, when: str) -> float | None:
+        found = None
+        if self.trainer.args.resume_from_checkpoint and self.trainer.accelerator.is_main_process:
+            step = 0 if when == "before" else self.trainer.state.global_step
+            for row in read_metrics(self.metrics.path):
+                if (row.get("split"), row.get("measured"), row["step"]) == (split, when, step):
+                    found = row["eval_reward"]
+        score: float | None = broadcast_object_list([found])[0]
+        return score
 
     def finish(self) -> None:
         """Write the files and print the table, on the main process."""

@@ -5,14 +5,14 @@ import warnings
 from dataclasses import dataclass, field
 
 from trl_ext.errors import ConfigError
-from trl_ext.trainers.optimizing_config import OptimizingConfig
+from trl_ext.trainers.rollouts_config import RolloutsConfig
 
 LOSS_AGGREGATIONS = ("token", "prompt", "sequence")
 
 
 @dataclass
-class CISPOConfig(OptimizingConfig):
-    r"""Configuration of [`CISPOTrainer`]: everything in [`~trl.GRPOConfig`] and [`OptimizingConfig`], with
+class CISPOConfig(RolloutsConfig):
+    r"""Configuration of [`CISPOTrainer`]: everything in [`~trl.GRPOConfig`] and [`RolloutsConfig`], with
     `loss_type="cispo"` and these.
 
     All bounds are absolute values of the importance-sampling weight r = pi / pi_old, not distances from 1.
@@ -32,9 +32,6 @@ class CISPOConfig(OptimizingConfig):
             What weighs the same: every `"token"` of the batch (TRL), every `"prompt"`'s group of completions
             (MiniMax-M1 Eq. 4, ScaleRL), or every `"sequence"`. Concerns the policy loss; a KL penalty (`beta`) stays
             per token.
-        lean_update (`bool`, *optional*, defaults to `True`):
-            Leave out rows without a gradient and most of the padding: the same update for less work
-            (docs/lean_update.md).
 
     Raises:
         ConfigError: a bound is negative, NaN or in the wrong order, or an option is unknown.
@@ -66,10 +63,6 @@ class CISPOConfig(OptimizingConfig):
             "completions (MiniMax-M1, ScaleRL), or every 'sequence'.",
             "choices": list(LOSS_AGGREGATIONS),
         },
-    )
-    lean_update: bool = field(
-        default=True,
-        metadata={"help": "Leave out rows without a gradient and most padding: the same update for less work."},
     )
 
     def __post_init__(self) -> None:

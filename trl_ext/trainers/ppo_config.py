@@ -7,7 +7,7 @@ from typing import Any, Literal
 from trl import GRPOConfig
 
 from trl_ext.errors import ConfigError
-from trl_ext.trainers.optimizing_config import OptimizingConfig
+from trl_ext.trainers.rollouts_config import RolloutsConfig
 
 LOSS_TYPES = ("dapo", "bnpo", "grpo", "dr_grpo", "cispo", "sapo")
 KL_ESTIMATORS = ("k1", "k3")
@@ -22,8 +22,8 @@ class _One(int):
 
 
 @dataclass
-class PPOConfig(OptimizingConfig):
-    r"""Configuration of [`PPOTrainer`]: everything in [`~trl.GRPOConfig`] and [`OptimizingConfig`], and PPO's own under
+class PPOConfig(RolloutsConfig):
+    r"""Configuration of [`PPOTrainer`]: everything in [`~trl.GRPOConfig`] and [`RolloutsConfig`], and PPO's own under
     TRL 1.12's names.
 
     Names in brackets are `GRPOConfig`'s for the same thing; give one of the two. docs/ppo.md has the table from TRL
@@ -78,9 +78,6 @@ class PPOConfig(OptimizingConfig):
             0.1).
         positive_threshold (`float`, *optional*, defaults to `1.0`):
             From which score on a completion is a positive example.
-        lean_update (`bool`, *optional*, defaults to `True`):
-            Leave out rows without a gradient and most of the padding: the same update for less work
-            (docs/lean_update.md).
 
     > [!NOTE]
     > Other defaults than in [`~trl.GRPOConfig`]: `learning_rate` 3e-6, `num_generations` 1, `num_iterations` 4.
@@ -148,10 +145,6 @@ class PPOConfig(OptimizingConfig):
     )
     positive_threshold: float = field(
         default=1.0, metadata={"help": "From which score on a completion is a positive example."}
-    )
-    lean_update: bool = field(
-        default=True,
-        metadata={"help": "Leave out rows without a gradient and most padding: the same update for less work."},
     )
 
     def __post_init__(self) -> None:

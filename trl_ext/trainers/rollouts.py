@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_ext.errors import DatasetError
+from trl_ext.trainers.guarded_rewards import GuardedRewardsMixin
 from trl_ext.trainers.head_tiles import HeadTilesMixin
 from trl_ext.trainers.lean_update import LeanUpdateMixin
 from trl_ext.trainers.optimizing import OptimizingMixin
+from trl_ext.trainers.resumable import ResumableMixin
 
 logger = get_logger(__name__)
 
 
-class RolloutsMixin(LeanUpdateMixin, OptimizingMixin, HeadTilesMixin):
+class RolloutsMixin(ResumableMixin, GuardedRewardsMixin, LeanUpdateMixin, OptimizingMixin, HeadTilesMixin):
     """Between a trainer of ours and `GRPOTrainer`.
 
     TRL keeps a batch of completions for several optimizer steps, but not in its checkpoints: a run that is resumed
@@ -46,12 +47,11 @@ class RolloutsMixin(LeanUpdateMixin, OptimizingMixin, HeadTilesMixin):
             )
         return tokenized
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        checkpoint = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    def _save_process_state(self, checkpoint: Path) -> None:
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         rollouts = None if used_up else self._buffered_inputs
         state = {"processes": self.accelerator.num_processes, "step": self._step, "rollouts": rollouts}
+        state["metrics"] = dict(self._metrics["train"])  # since the last log
         torch.save(state | self._data_state(), self._rollouts_path(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -66,6 +66,7 @@ class RolloutsMixin(LeanUpdateMixin, OptimizingMixin, HeadTilesMixin):
             logger.warning("%s is missing or of another number of processes: new completions are sampled", path)
             return
         self._step, self._buffered_inputs = state.pop("step"), state.pop("rollouts")
+        self._metrics["train"].update(state.pop("metrics", {}))
         self._load_data_state(state)
 
     def _data_state(self) -> dict[str, Any]:

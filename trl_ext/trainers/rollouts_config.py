@@ -1,0 +1,42 @@
+"""Options that all our trainers have beside TRL's."""
+
+from dataclasses import dataclass, field
+
+from trl_ext.errors import ConfigError
+from trl_ext.trainers.optimizing_config import OptimizingConfig
+
+
+@dataclass
+class RolloutsConfig(OptimizingConfig):
+    r"""What [`CISPOConfig`], [`PPOConfig`] and [`HybridConfig`] add to [`~trl.GRPOConfig`] and [`OptimizingConfig`] alike.
+
+    Parameters:
+        reward_timeout (`float`, *optional*):
+            Seconds that all rewards of one batch may take on a process; then the run ends with a message that names the
+            reward that hangs. Unset: no limit on one process, on several 0.9 `ddp_timeout`, before their collectives
+            time out. (A `timeout` in a reward spec is for one part of it, and may be survived.)
+        lean_update (`bool`, *optional*, defaults to `True`):
+            Leave out rows without a gradient and most of the padding: the same update for less work
+            (docs/lean_update.md).
+
+    Raises:
+        ConfigError: `reward_timeout` is not greater than 0.
+    """
+
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds that all rewards of a batch may take on a process, before the run ends and names the one "
+            "that hangs. Unset: no limit on one process, 0.9 * ddp_timeout on several."
+        },
+    )
+
+    lean_update: bool = field(
+        default=True,
+        metadata={"help": "Leave out rows without a gradient and most padding: the same update for less work."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.reward_timeout is not None and not self.reward_timeout > 0.0:
+            raise ConfigError(f"reward_timeout = {self.reward_timeout}: must be greater than 0, or unset")
+        super().__post_init__()
