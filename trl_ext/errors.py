@@ -31,3 +31,11 @@ class MissingExtraError(TrlExtError, ImportError):
 
 class RewardError(TrlExtError, RuntimeError):
     """A reward could not score a batch: a missing column, an exception in a scorer, a wrong number of scores."""
+
+
+class ActionError(TrlExtError, ValueError):
+    """A model's text is no action of the environment. The message is written for the model, which may try again."""
+
+
+class EnvironmentStepError(TrlExtError, RuntimeError):
+    """An environment returned something that is no observation or no step: its episode has failed."""
