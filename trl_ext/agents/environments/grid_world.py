@@ -56,7 +56,7 @@ class GridWorld(Environment):
         self.max_turns = max_turns
         self.min_distance = min_distance
         self.closer = closer
-        self.parser = parser or ChoiceParser(MOVES, exact=True)
+        self.parser = parser or ChoiceParser(tuple(MOVES), exact=True)
         self.reset(seed=0)
 
     def reset(self, **row: Any) -> str:
