@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_ext.agents.environment import Environment, Messages
+from trl_ext.agents.environment import Messages
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Episode:
 
     number: int
     row: dict[str, Any]
-    environment: Environment
+    environment: Any  # an Environment; its scripted players know more of it
     messages: Messages = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     infos: list[dict[str, Any]] = field(default_factory=list)

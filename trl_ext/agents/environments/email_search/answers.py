@@ -25,7 +25,7 @@ def _plain(text: str) -> str:
     text = "".join(character for character in text if not unicodedata.combining(character))
     text = re.sub(r"(?<=\d)[,' ](?=\d{3}(?!\d))", "", text)  # 1,250.00 and 1 250.00
     text = re.sub(
-        r"(\d+)\.(\d*?)0+(?!\d)", lambda number: f"{number[1]}.{number[2]}".rstrip("."), text
+        r"(?<![\d.])(\d+)\.(\d*?)0+(?!\.?\d)", lambda number: f"{number[1]}.{number[2]}".rstrip("."), text
     )  # 1250.00, 12.50
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text)
     words = re.findall(r"\w+(?:[.:]\w+)*|[€$£]", text.replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", ""))

@@ -26,8 +26,8 @@ def art_e_reward(outcome: Outcome, turns: int, max_turns: int) -> float:
 
     Right: 1, plus 0.3 for the right source, 0.1 / sources cited, and up to 0.1 for turns not used. Otherwise there is
     partial credit, 0.1 each for a source found, read and cited: on 0 for "I don't know" or no answer, on -1 for a wrong
-    answer. So to guess wrong is worse than to say that one does not know. Where the mailbox does not say, "I don't know"
-    is the right answer, and no source the right source.
+    one. So a wrong guess is worse than to say that one does not know. Where the mailbox does not say, "I don't know" is
+    the right answer, and no source the right source.
     """
     if outcome.correct:
         return (
