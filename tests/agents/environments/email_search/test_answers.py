@@ -15,7 +15,9 @@ from trl_ext.agents.environments.email_search.answers import same_answer, says_d
         ("10:00", "10:00"),
         ("malmö", "Malmo"),
         ("“Amber”", "amber"),
-        ("€1,250", "€ 1250"),
+        ("€1,250", "1250 euros"),
+        ("17.50 EUR", "EUR 17.50"),
+        ("$5", "5 USD"),
         ("1\u2019250", "1250"),
     ],
 )

@@ -16,20 +16,21 @@ def says_dont_know(answer: str) -> bool:
 
 
 def same_answer(given: str, right: str, aliases: Iterable[str] = ()) -> bool:
-    """Whether two answers are the same but for capitals, accents, punctuation, articles and how numbers are written."""
+    """Whether two answers differ at most in capitals, accents, punctuation, articles and how amounts are written."""
     return _plain(given) in {_plain(right), *map(_plain, aliases)} - {""}
 
 
 def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKD", text.casefold())
     text = "".join(character for character in text if not unicodedata.combining(character))
-    text = re.sub(r"(?<=\d)[,' ](?=\d{3}(?!\d))", "", text)  # 1,250.00 and 1 250.00
-    text = re.sub(
-        r"(?<![\d.])(\d+)\.(\d*?)0+(?!\.?\d)", lambda number: f"{number[1]}.{number[2]}".rstrip("."), text
-    )  # 1250.00, 12.50
+    text = re.sub(r"['\N{RIGHT SINGLE QUOTATION MARK}]", "", text)
+    text = re.sub(r"(?<=\d)[, ](?=\d{3}(?!\d))", "", text)  # 1,250 and 1 250
+    text = re.sub(r"(?<![\d.])(\d+)(?:\.0+|(\.\d*?)0+)(?!\.?\d)", r"\1\2", text)  # 1250.00 and 12.50
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text)
-    words = re.findall(r"\w+(?:[.:]\w+)*|[€$£]", text.replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", ""))
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    words = (_CURRENCIES.get(word, word) for word in re.findall(r"\d+(?:[.:]\d+)+|\w+|[€$£]", text))
+    text = " ".join(word for word in words if word not in ("a", "an", "the"))
+    return re.sub(rf"\b({'|'.join(set(_CURRENCIES.values()))}) (\d[\d.]*)", r"\2 \1", text)  # the amount first
 
 
+_CURRENCIES = {"€": "eur", "euro": "eur", "euros": "eur", "$": "usd", "dollar": "usd", "dollars": "usd", "£": "gbp"}
 _DONT_KNOW = frozenset(map(_plain, _IDK))
