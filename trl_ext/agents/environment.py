@@ -3,11 +3,14 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trl_ext.agents.actions import ActionParser, TextParser
 from trl_ext.errors import ActionError, ConfigError, EnvironmentStepError
+
+if TYPE_CHECKING:
+    from trl_ext.agents.players import PlayerFactory
 
 Messages = list[dict[str, Any]]
 Observation = str | Messages
@@ -32,9 +35,11 @@ class Environment(ABC):
 
     `reset` and `step` may both be coroutine functions. A subclass with `max_turns` adds 1 to `turns` in each step, sets
     it to 0 in `reset`, and truncates when there are none left; a reply that does not parse counts (see `invalid`).
+    `players` are those that `trl-ext evaluate` finds by name; each is called with a seed.
     """
 
     parser: ActionParser = TextParser()
+    players: ClassVar[Mapping[str, "PlayerFactory"]] = {}
     max_turns: int | None = None
     turns: int = 0
 
@@ -52,7 +57,7 @@ class Environment(ABC):
 
     @property
     def tools(self) -> list[Callable[..., Any]]:
-        """The actions as bound methods that return the observation, typed and with Google docstrings, for TRL's tools."""
+        """The actions as bound methods that return text, typed and with Google docstrings: see `tool_environment`."""
         return []
 
     def invalid(self, error: ActionError) -> Step:
@@ -73,7 +78,11 @@ class Environment(ABC):
     def out_of_turns(self) -> bool:
         return self.max_turns is not None and self.turns >= self.max_turns
 
-    def close(self) -> None:
+    def rows(self, episodes: int, seed: int = 0) -> list[dict[str, Any]]:
+        """Dataset rows for so many episodes. Other environments than these begin from their column `seed` alone."""
+        return [{"seed": seed + episode} for episode in range(episodes)]
+
+    def close(self) -> None:  # noqa: B027 (most hold nothing)
         """Give back what the environment holds."""
 
 
