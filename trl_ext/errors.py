@@ -39,3 +39,7 @@ class ActionError(TrlExtError, ValueError):
 
 class EnvironmentStepError(TrlExtError, RuntimeError):
     """An environment returned something that is no observation or no step: its episode has failed."""
+
+
+class EpisodeFailuresError(TrlExtError, RuntimeError):
+    """More episodes failed than a rollout's `max_failures` allows; the message has the first of them."""

@@ -17,28 +17,35 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_compute_loss": ("self", "model", "inputs"),
     "_generate_and_score_completions": ("self", "inputs"),
+    "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_get_per_token_logps_and_entropies": ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_tokenize_prompts": ("self", "prompts"),
 }
 
-# Set by `GRPOTrainer.__init__` and read by our subclasses.
+# Set by `GRPOTrainer.__init__` and read by our subclasses, or by `trl_ext.agents`.
 ATTRIBUTES = (
     "_buffered_inputs",
     "_logs",
     "_metrics",
     "_step",
     "beta",
+    "chat_template",
+    "chat_template_kwargs",
     "eos_token_ids",
     "epsilon_high",
     "importance_sampling_level",
+    "max_completion_length",
     "num_generations",
     "num_generations_eval",
     "num_iterations",
     "ref_model",
     "reward_weights",
     "rollout_func",
+    "temperature",
+    "use_transformers_continuous_batching",
+    "use_vllm",
 )
 
 
