@@ -42,11 +42,11 @@ def slow_move(board, direction):
 
 def play(player, seed, **options):
     environment = Game2048(**options)
-    episode = Episode(seed, {}, environment)
+    episode = Episode(seed, environment)
     environment.reset(seed=seed)
     while True:
         step = environment.step(player.act([episode])[0])
-        episode.rewards.append(step.reward)
+        episode.trajectory.rewards.append(step.reward)
         if step.terminated or step.truncated:
             return step
 
@@ -142,8 +142,11 @@ def test_the_shaped_reward_of_a_board_counted_by_hand():
     board = ((4, 2, 0, 0), (0, 8, 0, 0), (0, 0, 0, 0), (0, 0, 0, 2))
     # neighbours: 4-2 one doubling, 2-8 two; 12 empty cells; the largest tile is 2 doubled twice, so log2 is 3
     assert engine.smoothness(board) == -3
-    assert shaped_reward(board, 4, True) == pytest.approx(0.04 + 0.12 + 0.3 - 0.15)
-    assert shaped_reward(board, 0, False) == -0.1
+    assert shaped_reward(board, 4) == pytest.approx(0.04 + 0.12 + 0.3 - 0.15)
+    environment = Game2048(reward="shaped")
+    environment.board = ((4, 2, 0, 0), *((0,) * 4,) * 3)
+    gained = environment.step("down").reward
+    assert gained == pytest.approx(shaped_reward(environment.board, 0))
 
 
 def test_the_score_reward_is_the_points_of_the_move():
@@ -210,7 +213,7 @@ def test_expectimax_is_the_mean_over_new_tiles_of_the_best_move_after_them():
         for _ in range(40):
             environment.step(rng.choice(engine.legal_moves(environment.board)))
         best = max(engine.legal_moves(environment.board), key=lambda way: slowly(slow_move(environment.board, way)[0]))
-        assert Expectimax(depth=2).act([Episode(0, {}, environment)]) == [best]
+        assert Expectimax(depth=2).act([Episode(0, environment)]) == [best]
 
 
 @pytest.mark.parametrize("options", [{"reward": "win"}, {"size": 1}, {"max_turns": 0}])

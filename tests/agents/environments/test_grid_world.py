@@ -14,14 +14,14 @@ ALPHABET = set("abcd1234>:")
 def play(player, seed, **options):
     """Through the parser, as text: the last step, and the sum of the rewards."""
     environment = GridWorld(**options)
-    episode = Episode(seed, {}, environment)
+    episode = Episode(seed, environment)
     observation, total = environment.reset(seed=seed), 0.0
     while True:
         assert len(observation) == 6
         assert set(observation) <= ALPHABET
         step = asyncio.run(take_turn(environment, player.act([episode])[0]))
         observation, total = step.observation, total + step.reward
-        episode.rewards.append(step.reward)
+        episode.trajectory.rewards.append(step.reward)
         if step.terminated or step.truncated:
             return step, total
 

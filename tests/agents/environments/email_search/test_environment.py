@@ -51,12 +51,12 @@ def results_of(player, environment):
     """The success of a player on every question."""
     successes = []
     for number, row in enumerate(environment.rows(len(environment.questions))):
-        episode = Episode(number, row, environment)
+        episode = Episode(number, environment)
         environment.reset(**row)
         over = False
         while not over:
             step = asyncio.run(take_turn(environment, player.act([episode])[0]))
-            episode.rewards.append(step.reward)
+            episode.trajectory.rewards.append(step.reward)
             assert "invalid" not in step.info
             over = step.terminated or step.truncated
         successes.append(step.info["success"])
