@@ -25,7 +25,7 @@ def episode_rubric(
     efficiency (0.3): 1 up to `optimal_turns`, then 1 - 0.5 * (turns - optimal) / optimal, at least 0.
     completeness (0.2): the share of `required_actions` among the tool calls; where none is required, 1 if the episode
         was brought to its end, 0.5 if it was cut off.
-    satisfaction (0.1): 1 - 0.1 for each reply that was no action - 0.2 for each minute after the first 30 s, at least 0.
+    satisfaction (0.1): 1 - 0.1 for each reply that was no action - 0.2 per minute after the first 30 s, at least 0.
 
     What cannot be told (accuracy without success or `expected`, efficiency without `optimal_turns`) is left out, and
     the others' weights count for it.
