@@ -116,6 +116,8 @@ def test_grpo_trains_with_the_tools_of_an_environment(tiny, tmp_path, monkeypatc
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.chat_template = (
         "{% for message in messages %}{{ message['role'][0] + ':' + (message['content'] or '') }}"
+        "{% for call in message.get('tool_calls') or [] %}"
+        "{{ call['function']['name'] }} {{ call['function']['arguments'] | tojson }}{% endfor %}"
         "{% if message['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
     )

@@ -70,9 +70,13 @@ class Environment(ABC):
             raise error
         self.turns += 1
         ends = self.parser.on_invalid == "end"
-        return Step(
-            str(error), -self.parser.invalid_penalty, ends, not ends and self.out_of_turns, {"invalid": str(error)}
-        )
+        info = {"invalid": str(error)} | ({} if self.success is None else {"success": self.success})
+        return Step(str(error), -self.parser.invalid_penalty, ends, not ends and self.out_of_turns, info)
+
+    @property
+    def success(self) -> bool | None:
+        """Whether the task is solved as things are. None: the environment does not say."""
+        return None
 
     @property
     def out_of_turns(self) -> bool:

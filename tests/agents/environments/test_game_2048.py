@@ -10,7 +10,7 @@ from trl_ext.agents.environments.game_2048 import Game2048, engine, players
 from trl_ext.agents.environments.game_2048.environment import RULES, shaped_reward
 from trl_ext.agents.environments.game_2048.players import Expectimax
 from trl_ext.agents.players import Episode
-from trl_ext.errors import ConfigError
+from trl_ext.errors import ActionError, ConfigError
 
 TILES = st.sampled_from([0, 0, 0, 2, 2, 4, 4, 8, 16, 1024, 131072])
 BOARDS = st.lists(st.lists(TILES, min_size=4, max_size=4).map(tuple), min_size=4, max_size=4).map(tuple)
@@ -180,6 +180,7 @@ def test_turns_run_out_and_reaching_the_target_is_success():
     step = environment.step("down")
     assert step[2:4] == (False, True)
     assert step.info["success"]
+    assert environment.invalid(ActionError("what?")).info["success"]  # the tile is still there
     stopping = Game2048(target=8, stop_at_target=True)
     stopping.board = ((4, 4, 0, 0), *((0,) * 4,) * 3)
     assert stopping.step("left").terminated

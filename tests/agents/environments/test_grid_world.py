@@ -82,6 +82,7 @@ def test_other_replies_cost_the_turn_and_show_the_place_again(reply):
     world.reset(start="a1", goal="d4")
     step = asyncio.run(take_turn(world, reply))
     assert step[:4] == ("a1>d4:", 0.0, False, False)
+    assert step.info["success"] is False
     assert "u, d, l, r" in step.info["invalid"]
     assert asyncio.run(take_turn(world, reply)).truncated
 

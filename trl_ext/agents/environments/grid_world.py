@@ -73,13 +73,17 @@ class GridWorld(Environment):
             raise ActionError(f"Reply with one of: {', '.join(MOVES)}.")
         self.turns += 1
         before, self.place = self.distance, self.moved(action)
-        arrived = self.place == self.goal
+        arrived = self.success
         reward = self.closer * (before - self.distance) + float(arrived)
         return Step(self._text(), reward, arrived, not arrived and self.out_of_turns, {"success": arrived})
 
     def invalid(self, error: ActionError) -> Step:
         """The model is shown the place again, not told in words that it has no letters for."""
         return super().invalid(error)._replace(observation=self._text())
+
+    @property
+    def success(self) -> bool:
+        return self.place == self.goal
 
     @property
     def distance(self) -> int:

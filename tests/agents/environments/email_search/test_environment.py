@@ -185,6 +185,7 @@ def test_what_is_wrong_with_a_call_is_told_and_costs_a_turn(index, reply, messag
     first, second = play(environment, [reply, reply])
     assert message in first.observation
     assert first[1:4] == (-0.1, False, False)
+    assert first.info["success"] is False
     assert second.truncated
 
 

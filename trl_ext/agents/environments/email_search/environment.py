@@ -143,8 +143,12 @@ class EmailSearch(Environment):
         text = getattr(self, f"_{action['name']}")(**bound.arguments)
         self.turns += 1
         outcome, over = self.outcome, self.outcome.correct is not None
-        info = {"success": bool(outcome.correct), **vars(outcome)}
+        info = {"success": self.success, **vars(outcome)}
         return Step(text, self._earned(over), over, not over and self.out_of_turns, info)
+
+    @property
+    def success(self) -> bool:
+        return bool(self.outcome.correct)
 
     def search(self, query: str) -> str:
         """

@@ -80,14 +80,22 @@ class Game2048(Environment):
             self.board = engine.add_tile(moved, self._rng)
             self.score += gained
         self.turns += 1
-        reached = engine.largest(self.board) >= self.target
-        over = not engine.legal_moves(self.board) or (self.stop_at_target and reached)
+        over = not engine.legal_moves(self.board) or (self.stop_at_target and self.success)
         reward = -_NOTHING_MOVED
         if legal:
             reward = shaped_reward(self.board, gained) if self.reward == "shaped" else gained / 100
         text = engine.as_text(self.board) if legal else f"Nothing moves {action}.\n{engine.as_text(self.board)}"
-        info = {"success": reached, "legal": legal, "score": self.score, "largest_tile": engine.largest(self.board)}
+        info = {
+            "success": self.success,
+            "legal": legal,
+            "score": self.score,
+            "largest_tile": engine.largest(self.board),
+        }
         return Step(text, reward, over, not over and self.out_of_turns, info)
+
+    @property
+    def success(self) -> bool:
+        return engine.largest(self.board) >= self.target
 
     def move(self, direction: Literal["left", "right", "up", "down"]) -> str:
         """
