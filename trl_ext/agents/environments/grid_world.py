@@ -28,7 +28,7 @@ class StraightWalker(ScriptedPlayer):
 
     def choose(self, episode: Episode, rng: random.Random) -> str:
         world = episode.environment
-        return rng.choice([letter for letter in MOVES if distance(world.moved(letter), world.goal) < world.distance])
+        return rng.choice(world.closer_letters())
 
 
 class GridWorld(Environment):
@@ -94,12 +94,34 @@ class GridWorld(Environment):
         x, y = (at + by for at, by in zip(self.place, MOVES[letter], strict=True))
         return (x, y) if 0 <= x < _SIZE and 0 <= y < _SIZE else self.place
 
+    def closer_letters(self) -> list[str]:
+        return [letter for letter in MOVES if distance(self.moved(letter), self.goal) < self.distance]
+
     def _pairs(self) -> list[tuple[Cell, Cell]]:
         cells = [(x, y) for x in range(_SIZE) for y in range(_SIZE)]
         return [(start, goal) for start in cells for goal in cells if distance(start, goal) >= self.min_distance]
 
     def _text(self) -> str:
         return f"{_name(self.place)}>{_name(self.goal)}:"
+
+
+def demonstrations(walks: int = 2000, right: float = 0.1, seed: int = 0) -> list[dict[str, str]]:
+    """Walks to fit a model to before it learns: a row a turn, `prompt` all that was said and `completion` the letter.
+
+    A letter is one that leads closer with the chance `right`, otherwise any of the four. The model comes to walk like
+    that, and has looked at where it is and where it should be.
+    """
+    rng = random.Random(seed)
+    world = GridWorld()
+    rows = []
+    for _ in range(walks):
+        text, over = world.reset(seed=rng.random()), False
+        while not over:
+            letter = rng.choice(world.closer_letters() if rng.random() < right else list(MOVES))
+            rows.append({"prompt": text, "completion": letter})
+            step = world.step(letter)
+            text, over = text + letter + str(step.observation), step.terminated or step.truncated
+    return rows
 
 
 def distance(one: Cell, other: Cell) -> int:

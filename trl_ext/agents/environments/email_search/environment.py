@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,16 +13,14 @@ from trl_ext.agents.environment import Environment, Step, as_text
 from trl_ext.agents.environments.email_search.answers import same_answer, says_dont_know
 from trl_ext.agents.environments.email_search.index import Filter, Found, MailIndex
 from trl_ext.agents.environments.email_search.mail import Question
-from trl_ext.agents.environments.email_search.mail_files import read_mailbox, read_questions
 from trl_ext.agents.environments.email_search.players import GoldSearcher, KeywordSearcher, RandomSearcher
+from trl_ext.agents.environments.email_search.questions import Split, load_mailbox, part
 from trl_ext.agents.environments.email_search.scoring import Outcome, art_e_reward, results_reward
-from trl_ext.agents.environments.email_search.synthetic import synthetic_mailbox
 from trl_ext.agents.players import PlayerFactory
 from trl_ext.errors import ActionError, ConfigError, EnvironmentStepError
 
 Reward = Literal["art_e", "results"]
 Task = Literal["answer", "select"]
-Split = Literal["all", "train", "test"]
 Judge = Callable[[str, str, str], bool | None]
 
 RULES = """You answer a question from a mailbox. Each turn, reply with one tool call as JSON, nothing else:
@@ -97,8 +94,8 @@ class EmailSearch(Environment):
         for name, number in (("results", results), ("max_turns", max_turns)):
             if number < 1:
                 raise ConfigError(f"{name} = {number}: must be at least 1")
-        self.index, asked = _load(mailbox, questions, emails, seed)
-        self.questions = [question for question in _part(asked, split) if task == "answer" or question.answer]
+        self.index, asked = load_mailbox(mailbox, questions, emails, seed)
+        self.questions = [question for question in part(asked, split) if task == "answer" or question.answer]
         if not self.questions:
             raise ConfigError(f"there are no questions for split = {split!r} and task = {task!r}")
         self.task, self.reward, self.judge, self.results, self.explain = task, reward, judge, results, explain
@@ -319,33 +316,3 @@ def _day(value: Any) -> date | None:
         return date.fromisoformat(str(value).strip())
     except ValueError:
         raise ActionError(f"{str(value)[:40]!r} is not a day: write it as 2024-01-31.") from None
-
-
-def _load(
-    mailbox: MailIndex | str | Path | None, questions: Sequence[Question] | str | Path | None, emails: int, seed: int
-) -> tuple[MailIndex, Sequence[Question]]:
-    if mailbox is None:
-        if questions is not None:
-            raise ConfigError("questions: given without a mailbox")
-        return _synthetic_index(emails, seed), synthetic_mailbox(emails, seed)[1]
-    if questions is None:
-        raise ConfigError("mailbox: needs questions about it (a .jsonl or .csv file)")
-    if not isinstance(mailbox, MailIndex):
-        path = Path(mailbox)
-        mailbox = _file_index(path, path.stat().st_mtime_ns if path.is_file() else 0)
-    return mailbox, read_questions(questions) if isinstance(questions, str | Path) else questions
-
-
-@lru_cache(maxsize=4)
-def _synthetic_index(emails: int, seed: int) -> MailIndex:
-    return MailIndex(synthetic_mailbox(emails, seed)[0])
-
-
-@lru_cache(maxsize=4)
-def _file_index(path: Path, changed: int) -> MailIndex:  # every environment of a run shares it
-    return MailIndex(read_mailbox(path))
-
-
-def _part(questions: Sequence[Question], split: Split) -> list[Question]:
-    """Every fifth question is for testing."""
-    return [one for place, one in enumerate(questions) if split == "all" or (place % 5 == 4) == (split == "test")]
