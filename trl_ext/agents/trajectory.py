@@ -1,4 +1,4 @@
-"""What one episode was: its messages, its tokens exactly as sampled, its rewards turn by turn. Read, written, recorded."""
+"""What one episode was: its messages, its tokens exactly as sampled, its rewards turn by turn."""
 
 import json
 import math
@@ -23,13 +23,14 @@ _FREE_FORM = ("messages", "metrics", "seconds", "row")
 class Trajectory:
     """An episode that was played to its end, or that failed on its way there.
 
-    `completion_ids` are the tokens after `prompt_ids`: the model's, as sampled, where `mask` is 1, and the environment's,
-    where it is 0; `logprobs` (None where the engine gives none) has 0.0 for the latter. `rewards` has a number for each
-    turn that the environment answered, and `turn_ends` the place in `completion_ids` of that turn's last token.
+    `completion_ids` are the tokens after `prompt_ids`: the model's, as sampled, where `mask` is 1, and the
+    environment's, where it is 0; `logprobs` (None where the engine gives none) has 0.0 for the latter. `rewards` has a
+    number for each turn that the environment answered, and `turn_ends` the place in `completion_ids` of that turn's
+    last token.
 
     Args:
         truncated: what cut the episode off: "environment", "max_turns", "context"; "" if nothing did.
-        success: `info["success"]` of the last step; None if the environment does not say.
+        success: whether the last step's `info` says so; None for an episode that failed.
         metrics: the numbers in the `info` of its steps, the last one of each name.
         failure: why it failed, in one line. Such an episode has no reward and trains nothing.
         group: which episodes have one goal: rows of one prompt in one batch.
@@ -46,7 +47,7 @@ class Trajectory:
     turn_ends: list[int] = field(default_factory=list, repr=False)
     terminated: bool = False
     truncated: str = ""
-    success: bool | None = None
+    success: bool | None = False
     metrics: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
     step: int = 0
@@ -132,7 +133,7 @@ def read_trajectories(path: str | Path) -> list[Trajectory]:
     else:
         found = [_read_row(path, number, row) for number, row in enumerate(_read_rows(path), 1)]
     if not found:
-        raise DatasetError(f"{str(path)!r} has no trajectories: it must be a .jsonl or .parquet file, or a folder of them")
+        raise DatasetError(f"{str(path)!r} has no trajectories: give a .jsonl or .parquet file, or a folder of them")
     return found
 
 

@@ -23,8 +23,8 @@ class Limits:
     context: int
 
 
-class Episode:
-    """One environment and the model's conversation with it. What goes wrong in the environment ends this episode only."""
+class SampledEpisode:
+    """One environment and the model's conversation with it. What goes wrong in it ends this episode only."""
 
     def __init__(self, row: dict[str, Any], renderer: Renderer, limits: Limits, environment: Environment | None = None):
         self.row, self.renderer, self.limits, self.environment = row, renderer, limits, environment
@@ -104,8 +104,7 @@ class Episode:
         trajectory.turn_ends.append(len(trajectory.completion_ids) - 1)
         numbers = {name: value for name, value in step.info.items() if isinstance(value, int | float)}
         trajectory.metrics |= {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
-        if "success" in step.info:
-            trajectory.success = bool(step.info["success"])
+        trajectory.success = bool(step.info.get("success"))
         messages = as_messages(step.observation)
         trajectory.messages += messages
         trajectory.terminated = step.terminated
@@ -125,6 +124,7 @@ class Episode:
         place = f"turn {self.trajectory.turns + 1}" if self.trajectory.messages else "reset"
         if self._turn:
             self._say()
+        self.trajectory.success = None
         self.trajectory.failure = f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
     def finish(self, pad_token: int, seconds: float) -> Trajectory:
