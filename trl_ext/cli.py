@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trl_ext.agents.cli import add_evaluate
 from trl_ext.errors import ConfigError, TrlExtError
 
 
@@ -20,7 +21,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trl-ext", description="Tools around the trainers and rewards of trl-ext.")
+    parser = argparse.ArgumentParser(
+        prog="trl-ext", description="Tools around the trainers, rewards and agents of trl-ext."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rewards = commands.add_parser("rewards", help="list reward types, check and try out reward specs")
     actions = rewards.add_subparsers(required=True, metavar="ACTION")
@@ -43,7 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--output", metavar="FILE.parquet", help="where the rows with their scores go")
     score.add_argument("--histogram", metavar="FILE.png", help="where a picture of the scores goes")
     score.add_argument("--batch_size", type=int, default=512, help="completions per call (default: %(default)s)")
+    add_evaluate(commands, _builtin_model)
     return parser
+
+
+def _builtin_model(name: str) -> str:
+    if name == "builtin:smollm2":
+        from trl_ext.builtin.smollm2 import smollm2_path
+
+        return str(smollm2_path())
+    return name
 
 
 def _list(args: argparse.Namespace) -> None:

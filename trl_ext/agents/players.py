@@ -1,57 +1,71 @@
-"""Who plays: an interface, and the players that look at the environment instead of reading its text."""
+"""Who plays: the interface, an episode as a player sees it, and players that know an environment from inside."""
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_ext.agents.environment import Environment, Messages
+from trl_ext.agents.environment import Messages, Step, as_messages
+from trl_ext.agents.trajectory import Trajectory
 
 
 @dataclass
 class Episode:
-    """One episode as it was played. `number` is its place among those of the evaluation, `seconds` the time it took."""
+    """An episode that is played. `number` is its place among those of an evaluation."""
 
     number: int
-    row: dict[str, Any]
-    environment: Environment
-    messages: Messages = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    infos: list[dict[str, Any]] = field(default_factory=list)
-    terminated: bool = False
-    truncated: bool = False
-    failure: str | None = None
-    tokens: int | None = None
-    seconds: float = 0.0
+    environment: Any  # an Environment; its scripted players know more of it
+    trajectory: Trajectory = field(default_factory=lambda: Trajectory([]))
+
+    @property
+    def messages(self) -> Messages:
+        return self.trajectory.messages
 
     @property
     def turns(self) -> int:
-        return len(self.rewards)
+        return self.trajectory.turns
 
     @property
-    def over(self) -> bool:
-        return self.terminated or self.truncated or self.failure is not None
+    def invalid(self) -> float:
+        """How many replies were no action."""
+        return self.trajectory.metrics.get("invalid", 0.0)
 
     @property
-    def success(self) -> bool | None:
-        """The last `info["success"]`. `None`: the episode failed, so that it says nothing about the player."""
-        if self.failure is not None:
-            return None
-        return bool(self.infos and self.infos[-1].get("success"))
+    def playing(self) -> bool:
+        """Whether the player has a turn."""
+        return not (self.trajectory.terminated or self.trajectory.truncated or self.trajectory.failure)
 
-    def record(self) -> dict[str, Any]:
-        """The episode as plain values, for a JSON file."""
-        names = ("number", "row", "messages", "rewards", "infos", "turns", "terminated", "truncated", "success")
-        return {name: getattr(self, name) for name in (*names, "failure", "tokens", "seconds")}
+    def add(self, step: Step) -> None:
+        """Take what the environment answers to a reply."""
+        trajectory, info = self.trajectory, step.info
+        trajectory.messages += as_messages(step.observation)
+        trajectory.rewards.append(step.reward)
+        if trajectory.completion_ids:
+            trajectory.turn_ends.append(len(trajectory.completion_ids) - 1)
+        numbers = {name: value for name, value in info.items() if isinstance(value, int | float)}
+        trajectory.metrics |= {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+        trajectory.metrics["invalid"] = self.invalid + ("invalid" in info)
+        if "success" in info:
+            trajectory.success = bool(info["success"])
+        trajectory.terminated = step.terminated
+        trajectory.truncated = "environment" if step.truncated and not step.terminated else ""
+
+    def fail(self, error: BaseException) -> None:
+        """The episode ends here, and says nothing about the player."""
+        self.trajectory.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
 class Player(ABC):
     """Plays any number of episodes at once: one call, one reply for each."""
 
     @abstractmethod
-    def act(self, episodes: Sequence[Episode]) -> list[str]:
-        """The player's next message in each of these episodes. A player of text reads `messages` only."""
+    def act(self, episodes: Sequence[Episode]) -> list[str | None]:
+        """The next reply in each of these episodes, by their `messages`. None: there is no room for one.
+
+        A player that has tokens appends them, with its mask, to the episode's trajectory.
+        """
 
 
 class ScriptedPlayer(Player):
@@ -63,7 +77,7 @@ class ScriptedPlayer(Player):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def act(self, episodes: Sequence[Episode]) -> list[str]:
+    def act(self, episodes: Sequence[Episode]) -> list[str | None]:
         return [self.choose(e, random.Random(f"{self.seed} {e.number} {e.turns}")) for e in episodes]
 
     @abstractmethod

@@ -28,7 +28,6 @@ class StraightWalker(ScriptedPlayer):
 
     def choose(self, episode: Episode, rng: random.Random) -> str:
         world = episode.environment
-        assert isinstance(world, GridWorld)
         return rng.choice([letter for letter in MOVES if distance(world.moved(letter), world.goal) < world.distance])
 
 
@@ -56,7 +55,7 @@ class GridWorld(Environment):
         self.max_turns = max_turns
         self.min_distance = min_distance
         self.closer = closer
-        self.parser = parser or ChoiceParser(MOVES, exact=True)
+        self.parser = parser or ChoiceParser(tuple(MOVES), exact=True)
         self.reset(seed=0)
 
     def reset(self, **row: Any) -> str:
