@@ -1,6 +1,5 @@
 """An episode while it is played: its conversation, its tokens, and what happened to it."""
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,20 +99,13 @@ class SampledEpisode:
         """Take the environment's answer to a turn: its reward, and its text if the episode goes on."""
         trajectory, ended = self.trajectory, self._ended
         self._say()
-        trajectory.rewards.append(step.reward)
-        trajectory.turn_ends.append(len(trajectory.completion_ids) - 1)
-        numbers = {name: value for name, value in step.info.items() if isinstance(value, int | float)}
-        trajectory.metrics |= {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
-        trajectory.success = bool(step.info.get("success"))
-        messages = as_messages(step.observation)
-        trajectory.messages += messages
-        trajectory.terminated = step.terminated
-        if step.terminated:
+        trajectory.add(step)
+        if not self.playing:
             return
-        if step.truncated or trajectory.turns >= self.limits.max_turns:
-            trajectory.truncated = "environment" if step.truncated else "max_turns"
+        if trajectory.turns >= self.limits.max_turns:
+            trajectory.truncated = "max_turns"
             return
-        between = self.renderer.between(messages, ended)
+        between = self.renderer.between(as_messages(step.observation), ended)
         if len(between) >= self.room:
             trajectory.truncated = "context"
             return

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from trl_ext.agents.environment import Step, as_messages
 from trl_ext.errors import ConfigError, DatasetError
 
 Format = Literal["jsonl", "parquet"]
@@ -30,8 +31,9 @@ class Trajectory:
 
     Args:
         truncated: what cut the episode off: "environment", "max_turns", "context"; "" if nothing did.
-        success: whether the last step's `info` says so; None for an episode that failed.
-        metrics: the numbers in the `info` of its steps, the last one of each name.
+        success: the last `info["success"]`; None if no step's `info` says it (a reply that is no action, for one).
+        metrics: the numbers in the `info` of its steps, the last one of each name, and `invalid`, how many replies
+            were no actions.
         failure: why it failed, in one line. Such an episode has no reward and trains nothing.
         group: which episodes have one goal: rows of one prompt in one batch.
         seconds: spent on `environment` (its calls) and on the whole `episode`, which waits for the others of its batch.
@@ -47,7 +49,7 @@ class Trajectory:
     turn_ends: list[int] = field(default_factory=list, repr=False)
     terminated: bool = False
     truncated: str = ""
-    success: bool | None = False
+    success: bool | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
     step: int = 0
@@ -77,6 +79,20 @@ class Trajectory:
         for place, reward in zip(self.turn_ends, self.rewards, strict=True):
             rewards[place] = reward
         return rewards
+
+    def add(self, step: Step) -> None:
+        """Take what the environment answered to a turn whose tokens are the last of `completion_ids`, if it has any."""
+        self.messages += as_messages(step.observation)
+        self.rewards.append(step.reward)
+        if self.completion_ids:
+            self.turn_ends.append(len(self.completion_ids) - 1)
+        numbers = {name: float(value) for name, value in step.info.items() if isinstance(value, int | float)}
+        invalid = self.metrics.get("invalid", 0.0) + ("invalid" in step.info)
+        self.metrics |= {name: value for name, value in numbers.items() if math.isfinite(value)} | {"invalid": invalid}
+        if "success" in step.info:
+            self.success = bool(step.info["success"])
+        self.terminated = step.terminated
+        self.truncated = "environment" if step.truncated and not step.terminated else ""
 
     def to_json(self) -> dict[str, Any]:
         """As an object that JSON can hold; `reward` and `turns` are in it for who reads it without this package."""

@@ -49,8 +49,8 @@ def stats(trajectories: Sequence[Trajectory]) -> str:
             name = f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}"
             groups.append((f"step {name}", table[table["step"].isin(part)]))
     groups.append(("all", table))
-    header = f"{'':<16}{'episodes':>9}{'success':>9}{'reward':>9}{'std':>8}{'turns':>7}{'tokens':>8}{'cut off':>8}{'failed':>8}"
-    lines = [header, *(_row(name, rows) for name, rows in groups)]
+    names = ("episodes", "success", "reward", "std", "turns", "tokens", "cut off", "failed")
+    lines = [f"{'':<16}" + "".join(f"{name:>10}" for name in names), *(_row(name, rows) for name, rows in groups)]
     failures = Counter(one.failure for one in trajectories if one.failure is not None)
     if failures:
         lines += ["", "failures:", *(f"{count:>6}  {text}" for text, count in failures.most_common(10))]
@@ -73,15 +73,12 @@ def _numbers(one: Trajectory) -> dict[str, Any]:
 
 def _row(name: str, rows: Any) -> str:
     played = rows[~rows["failed"]]
-    line = f"{name:<16}{len(rows):>9}"
-    if played.empty:
-        return f"{line}{'-':>9}{'-':>9}{'-':>8}{'-':>7}{'-':>8}{'-':>8}{len(rows):>8}"
-    reward = played["reward"]
-    return (
-        f"{line}{played['success'].mean():>9.3f}{reward.mean():>9.3f}{reward.std(ddof=0):>8.3f}"
-        f"{played['turns'].mean():>7.2f}{played['tokens'].mean():>8.1f}{played['cut'].mean():>8.3f}"
-        f"{len(rows) - len(played):>8}"
-    )
+    cells = ["-"] * 6
+    if not played.empty:
+        means = [played[column].mean() for column in ("success", "reward", "turns", "tokens", "cut")]
+        means.insert(2, played["reward"].std(ddof=0))
+        cells = [f"{mean:.3f}" for mean in means]
+    return f"{name:<16}{len(rows):>10}" + "".join(f"{cell:>10}" for cell in cells) + f"{len(rows) - len(played):>10}"
 
 
 def _ending(one: Trajectory) -> str:
