@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_ext.agents.cli import add_evaluate
+from trl_ext.agents.trajectory_cli import add_trajectories
 from trl_ext.errors import ConfigError, TrlExtError
 
 
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--histogram", metavar="FILE.png", help="where a picture of the scores goes")
     score.add_argument("--batch_size", type=int, default=512, help="completions per call (default: %(default)s)")
     add_evaluate(commands, _builtin_model)
+    add_trajectories(commands)
     return parser
 
 

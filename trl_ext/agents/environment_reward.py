@@ -41,9 +41,8 @@ def episode_metrics(trajectories: list[Trajectory]) -> dict[str, float]:
     metrics = {"failed": 1.0 - len(played) / len(trajectories)}
     if not played:
         return metrics
-    known = [one.success for one in played if one.success is not None]
-    if known:
-        metrics["success"] = sum(known) / len(known)
+    if any(one.success is not None for one in played):  # then no word of it is none
+        metrics["success"] = sum(bool(one.success) for one in played) / len(played)
     metrics["turns"] = sum(one.turns for one in played) / len(played)
     metrics["truncated"] = sum(bool(one.truncated) for one in played) / len(played)
     for name in sorted({name for one in played for name in one.metrics} - set(metrics)):

@@ -1,4 +1,4 @@
-"""The tokens of what the environment says: the opening of an episode, and what stands between two turns of the model."""
+"""The tokens of what the environment says: the opening, and what stands between two turns of the model."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ class Renderer:
 
     With `chat`, by the chat template. The tokens between two turns are those that the template puts after the end of an
     assistant's message: it renders a stand-in conversation of two messages with the new ones after it, and what follows
-    the stand-in's end is taken. That is the way of TRL's tool loop, here by counting stop tokens, so that templates which
-    write an assistant's last message otherwise than an earlier one (Qwen3's thoughts) can be used too.
+    the stand-in's end is taken. That is the way of TRL's tool loop, here by counting stop tokens, so that templates
+    which write an assistant's last message otherwise than an earlier one (Qwen3's thoughts) can be used too.
 
     Without, texts follow one another as they are: the environment brings the separators.
 
@@ -51,7 +51,9 @@ class Renderer:
         As with TRL's `environment_factory`, what the environment says is appended to the prompt's last message where
         both are the user's.
         """
-        before: Messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if prompt else []
+        before: Messages = prompt if isinstance(prompt, list) else []
+        if prompt and isinstance(prompt, str):
+            before = [{"role": "user", "content": prompt}]
         first = messages[0] if messages else None
         if before and first and before[-1]["role"] == first["role"] == "user":
             joined = _joined(before[-1]["content"], first["content"])

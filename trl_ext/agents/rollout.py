@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from trl_ext.agents.environment import Environment
-from trl_ext.agents.episode import Episode, Limits, failure_report
 from trl_ext.agents.rendering import Renderer
+from trl_ext.agents.sampled_episode import Limits, SampledEpisode, failure_report
 from trl_ext.agents.sampling import sample
 from trl_ext.agents.stepping import Stepper
 from trl_ext.agents.trajectory import Trajectory
@@ -95,7 +95,9 @@ class EnvironmentRollout:
         if not (max_failures >= 0 if isinstance(max_failures, int) else 0 <= max_failures <= 1):
             raise ConfigError(f"max_failures = {max_failures}: must be a count (int) or a share from 0.0 to 1.0")
         if not callable(env_factory):
-            raise ConfigError(f"env_factory = {env_factory!r}: must be an environment's class, or a callable that makes one")
+            raise ConfigError(
+                f"env_factory = {env_factory!r}: must be an environment's class, or a callable that makes one"
+            )
         self.env_factory, self.max_turns, self.max_turn_tokens = env_factory, max_turns, max_turn_tokens
         self.max_failures, self.chat, self.recorder = max_failures, chat, recorder
         self.failures: list[str] = []
@@ -131,10 +133,10 @@ class EnvironmentRollout:
             "token_rewards": [trajectory.token_rewards for trajectory in trajectories],
         }
 
-    def _begin(self, prompts: list[Any], trainer: Any) -> list[Episode]:
+    def _begin(self, prompts: list[Any], trainer: Any) -> list[SampledEpisode]:
         renderer, limits = self._make_renderer(trainer), self._limits(trainer)
         episodes = [
-            Episode({**row, "prompt": prompt}, renderer, limits, self._idle.pop() if self._idle else None)
+            SampledEpisode({**row, "prompt": prompt}, renderer, limits, self._idle.pop() if self._idle else None)
             for prompt, row in zip(prompts, self._rows(prompts, trainer), strict=True)
         ]
         begun = self._stepper.run([episode.begin(self.env_factory, self._stepper) for episode in episodes])
@@ -160,7 +162,7 @@ class EnvironmentRollout:
     def _tokenizer(self, trainer: Any) -> Any:
         return getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
 
-    def _play_turn(self, episodes: list[Episode], trainer: Any) -> bool:
+    def _play_turn(self, episodes: list[SampledEpisode], trainer: Any) -> bool:
         """Let the model write once for every episode that goes on, and the environments answer. False: none goes on.
 
         Processes do this in step, with as many rows each: engines that work together (a vLLM server, DeepSpeed ZeRO-3)
@@ -230,7 +232,7 @@ class EnvironmentRollout:
             raise EpisodeFailuresError(failure_report(newest, len(self._newest), f"{self.max_failures:.0%} of them"))
 
 
-def _agreed(active: list[Episode], processes: int) -> tuple[int, int]:
+def _agreed(active: list[SampledEpisode], processes: int) -> tuple[int, int]:
     """How many rows the model continues, and by how many tokens at most, on every process.
 
     No row may pass the context's end, where learned positions end: the others go on with their turn in the next round.
@@ -244,7 +246,7 @@ def _agreed(active: list[Episode], processes: int) -> tuple[int, int]:
     return max(rows), min(max(rooms), *contexts)
 
 
-def _show(bar: Any, episodes: list[Episode]) -> None:
+def _show(bar: Any, episodes: list[SampledEpisode]) -> None:
     over = [episode.trajectory for episode in episodes if not episode.playing]
     rewards = [trajectory.reward for trajectory in over if trajectory.reward is not None]
     bar.n = len(over)
@@ -257,7 +259,8 @@ def _by_prompt(trainer: Any) -> dict[str, dict[str, Any]]:
     Raises:
         DatasetError: two rows have the same prompt and other columns, or a dataset is streamed.
     """
-    name, rows = type(trainer).__name__, {}
+    name = type(trainer).__name__
+    rows: dict[str, dict[str, Any]] = {}
     for dataset in (trainer.train_dataset, trainer.eval_dataset):
         for split in dataset.values() if isinstance(dataset, dict) else [] if dataset is None else [dataset]:
             if not hasattr(split, "__len__"):
@@ -265,7 +268,7 @@ def _by_prompt(trainer: Any) -> dict[str, dict[str, Any]]:
             for row in split:
                 if rows.setdefault(json.dumps(row["prompt"]), row) != row:
                     raise DatasetError(
-                        f"two rows with the prompt {row['prompt']!r:.60} differ in other columns, and {name} does not say "
-                        "which one it plays: make the prompts unique, or use CISPOTrainer or PPOTrainer"
+                        f"two rows with the prompt {row['prompt']!r:.60} differ in other columns, and {name} does not "
+                        "say which one it plays: make the prompts unique, or use CISPOTrainer or PPOTrainer"
                     )
     return rows

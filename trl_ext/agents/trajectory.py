@@ -1,4 +1,4 @@
-"""What one episode was: its messages, its tokens exactly as sampled, its rewards turn by turn. Read, written, recorded."""
+"""What one episode was: its messages, its tokens exactly as sampled, its rewards turn by turn."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from trl_ext.agents.environment import Step, as_messages
 from trl_ext.errors import ConfigError, DatasetError
 
 Format = Literal["jsonl", "parquet"]
@@ -23,14 +24,16 @@ _FREE_FORM = ("messages", "metrics", "seconds", "row")
 class Trajectory:
     """An episode that was played to its end, or that failed on its way there.
 
-    `completion_ids` are the tokens after `prompt_ids`: the model's, as sampled, where `mask` is 1, and the environment's,
-    where it is 0; `logprobs` (None where the engine gives none) has 0.0 for the latter. `rewards` has a number for each
-    turn that the environment answered, and `turn_ends` the place in `completion_ids` of that turn's last token.
+    `completion_ids` are the tokens after `prompt_ids`: the model's, as sampled, where `mask` is 1, and the
+    environment's, where it is 0; `logprobs` (None where the engine gives none) has 0.0 for the latter. `rewards` has a
+    number for each turn that the environment answered, and `turn_ends` the place in `completion_ids` of that turn's
+    last token.
 
     Args:
         truncated: what cut the episode off: "environment", "max_turns", "context"; "" if nothing did.
-        success: `info["success"]` of the last step; None if the environment does not say.
-        metrics: the numbers in the `info` of its steps, the last one of each name.
+        success: the last `info["success"]`; None if no step's `info` says it (a reply that is no action, for one).
+        metrics: the numbers in the `info` of its steps, the last one of each name, and `invalid`, how many replies
+            were no actions.
         failure: why it failed, in one line. Such an episode has no reward and trains nothing.
         group: which episodes have one goal: rows of one prompt in one batch.
         seconds: spent on `environment` (its calls) and on the whole `episode`, which waits for the others of its batch.
@@ -76,6 +79,20 @@ class Trajectory:
         for place, reward in zip(self.turn_ends, self.rewards, strict=True):
             rewards[place] = reward
         return rewards
+
+    def add(self, step: Step) -> None:
+        """Take what the environment answered to a turn whose tokens are the last of `completion_ids`, if it has any."""
+        self.messages += as_messages(step.observation)
+        self.rewards.append(step.reward)
+        if self.completion_ids:
+            self.turn_ends.append(len(self.completion_ids) - 1)
+        numbers = {name: float(value) for name, value in step.info.items() if isinstance(value, int | float)}
+        invalid = self.metrics.get("invalid", 0.0) + ("invalid" in step.info)
+        self.metrics |= {name: value for name, value in numbers.items() if math.isfinite(value)} | {"invalid": invalid}
+        if "success" in step.info:
+            self.success = bool(step.info["success"])
+        self.terminated = step.terminated
+        self.truncated = "environment" if step.truncated and not step.terminated else ""
 
     def to_json(self) -> dict[str, Any]:
         """As an object that JSON can hold; `reward` and `turns` are in it for who reads it without this package."""
@@ -132,7 +149,7 @@ def read_trajectories(path: str | Path) -> list[Trajectory]:
     else:
         found = [_read_row(path, number, row) for number, row in enumerate(_read_rows(path), 1)]
     if not found:
-        raise DatasetError(f"{str(path)!r} has no trajectories: it must be a .jsonl or .parquet file, or a folder of them")
+        raise DatasetError(f"{str(path)!r} has no trajectories: give a .jsonl or .parquet file, or a folder of them")
     return found
 
 

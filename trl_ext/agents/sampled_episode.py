@@ -1,6 +1,5 @@
 """An episode while it is played: its conversation, its tokens, and what happened to it."""
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ class Limits:
     context: int
 
 
-class Episode:
-    """One environment and the model's conversation with it. What goes wrong in the environment ends this episode only."""
+class SampledEpisode:
+    """One environment and the model's conversation with it. What goes wrong in it ends this episode only."""
 
     def __init__(self, row: dict[str, Any], renderer: Renderer, limits: Limits, environment: Environment | None = None):
         self.row, self.renderer, self.limits, self.environment = row, renderer, limits, environment
@@ -100,21 +99,13 @@ class Episode:
         """Take the environment's answer to a turn: its reward, and its text if the episode goes on."""
         trajectory, ended = self.trajectory, self._ended
         self._say()
-        trajectory.rewards.append(step.reward)
-        trajectory.turn_ends.append(len(trajectory.completion_ids) - 1)
-        numbers = {name: value for name, value in step.info.items() if isinstance(value, int | float)}
-        trajectory.metrics |= {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
-        if "success" in step.info:
-            trajectory.success = bool(step.info["success"])
-        messages = as_messages(step.observation)
-        trajectory.messages += messages
-        trajectory.terminated = step.terminated
-        if step.terminated:
+        trajectory.add(step)
+        if not self.playing:
             return
-        if step.truncated or trajectory.turns >= self.limits.max_turns:
-            trajectory.truncated = "environment" if step.truncated else "max_turns"
+        if trajectory.turns >= self.limits.max_turns:
+            trajectory.truncated = "max_turns"
             return
-        between = self.renderer.between(messages, ended)
+        between = self.renderer.between(as_messages(step.observation), ended)
         if len(between) >= self.room:
             trajectory.truncated = "context"
             return
@@ -125,6 +116,7 @@ class Episode:
         place = f"turn {self.trajectory.turns + 1}" if self.trajectory.messages else "reset"
         if self._turn:
             self._say()
+        self.trajectory.success = None
         self.trajectory.failure = f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
     def finish(self, pad_token: int, seconds: float) -> Trajectory:
