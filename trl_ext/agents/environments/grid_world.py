@@ -105,7 +105,7 @@ class GridWorld(Environment):
         return f"{_name(self.place)}>{_name(self.goal)}:"
 
 
-def demonstrations(walks: int = 2000, right: float = 0.1, seed: int = 0) -> list[dict[str, str]]:
+def demonstrations(walks: int = 2000, right: float = 0.05, seed: int = 0) -> list[dict[str, str]]:
     """Walks to fit a model to before it learns: a row a turn, `prompt` all that was said and `completion` the letter.
 
     A letter is one that leads closer with the chance `right`, otherwise any of the four. The model comes to walk like
