@@ -2,6 +2,7 @@ import asyncio
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,16 @@ def test_an_environment_of_gymnasium_plugs_in():
 def test_what_has_no_step_is_no_environment_of_gymnasium():
     with pytest.raises(ConfigError, match="has no method 'step'"):
         from_gymnasium(type("Half", (), {"reset": lambda self: None})())
+
+
+def test_the_environment_of_the_documentation_plays():
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    names = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    messages, steps = turns(names["HigherLower"](), "5", "x", "3", seed=3)
+    assert messages[0]["content"] == "A number from 0 to 9?"
+    assert [step.observation for step in steps][::2] == ["lower", "yes"]
+    assert steps[2][1:] == (1.0, True, False, {"success": True})
 
 
 def test_rows_are_seeds():

@@ -50,6 +50,8 @@ class TransformersPlayer(Player):
             raise ModelNotFoundError(
                 f"model {model!r} cannot be loaded: {' '.join(str(error).split())[:200]}"
             ) from None
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.temperature, self.max_new_tokens, self.batch_size = temperature, max_new_tokens, batch_size
         stop = self.model.generation_config.eos_token_id
@@ -89,7 +91,6 @@ class TransformersPlayer(Player):
         """At most `limit` tokens after each prefix, up to and with the first stop token."""
         import torch
 
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         batch = self.tokenizer.pad({"input_ids": prefixes}, return_tensors="pt").to(self.model.device)
         options: dict[str, Any] = {"do_sample": False}
         if self.temperature:
@@ -98,7 +99,7 @@ class TransformersPlayer(Player):
             ids = self.model.generate(
                 **batch,
                 max_new_tokens=limit,
-                pad_token_id=pad,
+                pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=sorted(self._renderer.stop_tokens),
                 **options,
             )

@@ -282,6 +282,12 @@ def test_options_out_of_range_are_refused(options, message):
         EmailSearch(**options)
 
 
+@pytest.mark.parametrize("action", [None, "search", {}, {"name": "search"}, {"name": "search", "arguments": 3}])
+def test_what_another_parser_makes_is_no_tool_call(index, action):
+    with pytest.raises(ActionError, match="Reply with one tool call"):
+        EmailSearch(index, QUESTIONS).step(action)
+
+
 def test_a_tool_that_the_task_does_not_have_is_refused(index):
     with pytest.raises(ActionError, match="no tool 'select'"):
         EmailSearch(index, QUESTIONS).step({"name": "select", "arguments": {"number": 1}})

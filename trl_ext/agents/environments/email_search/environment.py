@@ -129,15 +129,18 @@ class EmailSearch(Environment):
 
     def step(self, action: Any) -> Step:
         """Take a tool call, `{"name": ..., "arguments": {...}}`."""
-        tool = self._tools.get(action["name"])
-        if tool is None:
-            raise ActionError(f"There is no tool {action['name']!r}; the tools are: {', '.join(self._tools)}.")
         try:
-            bound = inspect.signature(tool).bind(**action["arguments"])
+            name, arguments = action["name"], dict(action["arguments"])
+        except (KeyError, TypeError, ValueError):
+            raise ActionError('Reply with one tool call: {"name": ..., "arguments": {...}}.') from None
+        if name not in self._tools:
+            raise ActionError(f"There is no tool {name!r}; the tools are: {', '.join(self._tools)}.")
+        try:
+            bound = inspect.signature(self._tools[name]).bind(**arguments)
         except TypeError as error:
-            raise ActionError(f"{action['name']}: {error}.") from None
+            raise ActionError(f"{name}: {error}.") from None
         bound.apply_defaults()
-        text = getattr(self, f"_{action['name']}")(**bound.arguments)
+        text = getattr(self, f"_{name}")(**bound.arguments)
         self.turns += 1
         outcome, over = self.outcome, self.outcome.correct is not None
         info = {"success": self.success, **vars(outcome)}
