@@ -106,7 +106,7 @@ GOOD = [{"id": 1, "explanation": "e", "score": 0.5}, {"id": 2, "explanation": "f
         "Here: " + json.dumps({"scores": GOOD}) + " That is all.",
         json.dumps(GOOD),
         f"<think>[1, 2] hm</think>{json.dumps(GOOD)}",
-        json.dumps([{"trajectory_id": "1", "explanation": "e", "score": 0.5}, {"id": " 2", "explanation": "f", "score": 1}]),
+        json.dumps([{"trajectory_id": "1", "score": 0.5}, {"id": " 2", "score": 1}]),
     ],
 )  # fmt: skip
 def test_a_reply_is_read_tolerantly(endpoint, reply):
@@ -144,7 +144,7 @@ def test_a_reply_that_cannot_be_used_is_sent_back_once_and_then_the_group_is_non
 
 
 def test_faults_in_a_fifth_of_the_groups_leave_the_others_scored_and_are_named(endpoint, caplog):
-    """Time-outs, errors, malformed JSON, scores out of range, wrong ids: None for the group, and never a wrong score."""
+    """Time-outs, errors, malformed JSON, scores out of range, wrong ids: None for the group, never a wrong score."""
     faults = {0: (200, "", {"drip": True}), 5: (500, "out of memory", {}), 10: BAD["half"][0], 15: BAD["too high"][0],
               20: BAD["wrong id"][0]}  # fmt: skip
     good = by_text({"a": 0.25, "b": 0.75})
@@ -212,7 +212,7 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_a_group_that_is_spread_over_processes_is_judged_whole_and_once(endpoint, tmp_path):
-    """Two processes with three rows each of groups of two, three and one; then one of them has an endpoint that fails."""
+    """Two processes, three rows each, of groups of two, three and one; then the endpoint fails for one of them."""
     endpoint.answer = by_text({str(i): i / 10 for i in range(6)})
     script = Path(__file__).parent / "ruler_on_processes.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]

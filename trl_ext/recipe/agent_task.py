@@ -1,5 +1,6 @@
 """What recipes/agent.py trains on: an environment's episodes, and a tiny model that has seen it played at random."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ def chosen_trainer(args: Sequence[str], choices: Sequence[str]) -> str:
     Raises:
         ConfigError: no such trainer.
     """
-    given = {key: value for key, value in zip(args, args[1:], strict=False) if key in ("--trainer", "--config")}
+    given = {key: value for key, value in itertools.pairwise(args) if key in ("--trainer", "--config")}
     name = given.get("--trainer")
     if name is None and "--config" in given and Path(given["--config"]).is_file():
         name = (yaml.safe_load(Path(given["--config"]).read_text()) or {}).get("trainer")
