@@ -1,6 +1,9 @@
 import inspect
+import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -358,3 +361,19 @@ def test_what_a_rollout_reads_of_a_trainer_is_in_the_contract():
     }  # the Trainer's
     only_with = {"generation_config", "vllm_generation", "rollout_rows"}  # one engine's each; ours
     assert used - private - public - only_with - {"train"} <= set(ATTRIBUTES)
+
+
+def test_processes_keep_step_and_groups_are_those_of_all_of_them(tiny, tmp_path):
+    """12 rows in groups of 4 on two processes, whose episodes end at different times; then both end with one report."""
+    job = {"path": tiny, "folder": str(tmp_path / "t"), "result": str(tmp_path / "result.json")}
+    script = Path(__file__).parent / "rollout_on_processes.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), json.dumps(job)]
+    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = json.loads((tmp_path / "result.json").read_text())
+    assert first == second
+    assert re.match(r"4 of 12 episodes failed, max_failures = 1: turn 1: ValueError: broken pipe \(x4\)", first)
+    recorded = read_trajectories(tmp_path / "t")
+    groups = [[one.row["seed"] for one in recorded if one.group == group] for group in ("0.0", "0.1", "0.2", "1.0")]
+    assert [len(seeds) for seeds in groups] == [4, 4, 4, 4]
+    assert all(len(set(seeds)) == 1 for seeds in groups)
