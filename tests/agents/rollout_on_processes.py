@@ -1,6 +1,7 @@
 """Run by torchrun: train on episodes whose groups lie on both processes and which end at different times."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from trl_ext.errors import EpisodeFailuresError
 
 
 class Uneven(Talk):
-    """Episodes of the second process's rows end at once, those of the first go on."""
+    """Episodes of the second process end at once, those of the first go on."""
 
     def reset(self, **row):
-        self.ends = float(row["seed"] % 2)
+        self.ends = float(os.environ["RANK"])
         return super().reset(**row)
 
 
@@ -36,7 +37,7 @@ args = config(
 
 
 def trainer_of(environment, **options):
-    rollout = environment_rollout(environment, max_turns=4, max_turn_tokens=5, step_timeout=0.3, **options)
+    rollout = environment_rollout(environment, max_turns=4, max_turn_tokens=5, step_timeout=20.0, **options)
     data = {"reward_funcs": [environment_reward], "train_dataset": ROWS}
     return make_trainer(CISPOTrainer, job["path"], args, rollout_func=rollout, **data)
 

@@ -7,14 +7,23 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_ext.agents.actions import ActionParser
 from trl_ext.agents.environment import Environment, Step
 
 ROWS = Dataset.from_list([{"prompt": "", "seed": seed} for seed in range(256)])
 
 
+class Anything(ActionParser):
+    """Every text is an action, an empty one too."""
+
+    def parse(self, text: str) -> str:
+        return text
+
+
 class Talk(Environment):
     """Says a few random letters in each turn, gives a random reward, and ends when it likes. Its `seed` decides all."""
 
+    parser = Anything()
     ends = 0.3
 
     def reset(self, **row: Any) -> str:
@@ -26,9 +35,6 @@ class Talk(Environment):
         return Step(
             self._text(), reward, terminated, False, {"success": terminated and reward > 0, "said": len(action)}
         )
-
-    def invalid(self, error: Any) -> Step:  # an empty reply: the game goes on
-        return self.step("")
 
     def _text(self) -> str:
         return "".join(self.rng.choices("abc :>", k=self.rng.randint(1, 5)))

@@ -33,7 +33,10 @@ TRAINERS = {
 def trainer_for(path, name="CISPO", environment=Talk, rollout=None, rows=ROWS, config_options=None, **options):
     trainer_class, config_class = TRAINERS[name]
     rollout = {"max_turns": 5, "max_turn_tokens": 6, "step_timeout": 20.0, **(rollout or {})}
-    args = config(config_class, **{"max_completion_length": 60, "max_steps": 3, **(config_options or {})})
+    defaults = {"max_completion_length": 60, "max_steps": 3}
+    if issubclass(config_class, PPOConfig):
+        defaults |= {"num_generations": 1, "num_ppo_epochs": 1}
+    args = config(config_class, **{**defaults, **(config_options or {})})
     defaults = {"reward_funcs": [environment_reward], "train_dataset": rows}
     rollout_func = environment_rollout(environment, **rollout)
     trainer = make_trainer(trainer_class, path, args, rollout_func=rollout_func, **{**defaults, **options})
@@ -250,7 +253,7 @@ def test_training_goes_on_with_a_fifth_of_the_episodes_failing_and_none_of_them_
         "Kept",
         environment=Faulty,
         rows=rows,
-        rollout={"step_timeout": 0.5, "recorder": TrajectoryRecorder(tmp_path, ["jsonl"])},
+        rollout={"step_timeout": 1.0, "recorder": TrajectoryRecorder(tmp_path, ["jsonl"])},
         reward_funcs=rewards,
         config_options={**ours, "shuffle_dataset": False},
     )
