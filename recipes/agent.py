@@ -55,7 +55,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
 
-    title = f"{agent_args.trainer.upper()}, {model_args.model_name_or_path} on {agent_args.env}"
+    title = f"{agent_args.trainer.upper()}, {model_args.model_name_or_path} on {agent_args.environment}"
     report = RunReport(trainer, task, title=title, started=started)
     report.measure("before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

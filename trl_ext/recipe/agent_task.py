@@ -32,11 +32,12 @@ class AgentArguments(RecipeArguments):
         default="env", metadata={"help": "Always env: the rows that the environment itself begins from."}
     )
     trainer: str = field(default="cispo", metadata={"help": "cispo, ppo (with a reward for each turn) or grpo."})
-    env: str = field(
-        default="grid_world", metadata={"help": f"The environment: {', '.join(list_environments())}, or module:Class."}
+    environment: str = field(  # in a YAML of TRL's, `env` are environment variables
+        default="grid_world",
+        metadata={"aliases": ["--env"], "help": f"{', '.join(list_environments())}, or module:Class."},
     )
     env_options: Any = field(default=None, metadata={"help": "The environment's options, as JSON."})
-    episodes: int = field(default=4096, metadata={"help": "How many different rows to train on."})
+    episodes: int = field(default=4096, metadata={"help": "How many rows to train on."})
     heldout_episodes: int = field(default=0, metadata={"help": "How many more are measured before and after."})
     max_turns: int = field(default=10, metadata={"help": "Turns of the model in an episode."})
     max_turn_tokens: int | None = field(default=None, metadata={"help": "Tokens of the model in a turn."})
@@ -72,7 +73,7 @@ def environment_of(agent_args: AgentArguments) -> Environment:
         raise ConfigError(f"env_options = {agent_args.env_options!r}: not JSON ({error})") from None
     if not isinstance(options, dict):
         raise ConfigError(f"env_options = {agent_args.env_options!r}: must be a JSON object")
-    return make_environment(agent_args.env, **options)
+    return make_environment(agent_args.environment, **options)
 
 
 def load_agent_task(agent_args: AgentArguments, model_args: ModelConfig, training_args: GRPOConfig) -> Task:
