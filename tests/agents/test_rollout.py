@@ -128,6 +128,35 @@ def test_environments_of_coroutines_play_the_same_episodes(tiny):
     assert [one.rewards for one in outputs[0]["trajectory"]] == [one.rewards for one in outputs[1]["trajectory"]]
 
 
+class FakeVLLM:
+    """Has what TRL 1.16 calls of its `VLLMGeneration`."""
+
+    max_completion_length = 60
+
+    def __init__(self):
+        self.synced, self.limits = 0, []
+
+    def sync_weights(self):
+        self.synced += 1
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        self.limits.append(self.max_completion_length)
+        ids = [[5 + len(prompt) % 7] * self.max_completion_length for prompt in prompts]
+        return prompts, ids, [[[-0.125] for _ in row] for row in ids], None
+
+
+def test_vllm_is_asked_for_a_turn_at_a_time_and_its_logprobs_are_kept(tiny):
+    trainer = trainer_for(tiny)
+    trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, FakeVLLM(), -1
+    output = play(trainer, ROWS.select(range(6)))
+    for one, mask in zip(output["trajectory"], output["env_mask"], strict=True):
+        assert one.logprobs == [-0.125 * mine for mine in mask]
+        first = one.completion_ids[: one.turn_ends[0] + 1]
+        assert first == [5 + len(one.prompt_ids) % 7] * 6
+    assert set(trainer.vllm_generation.limits) == {6}  # max_turn_tokens
+    assert (trainer.vllm_generation.max_completion_length, trainer.vllm_generation.synced) == (60, 1)
+
+
 @pytest.mark.parametrize("learned_positions", [False, True])
 def test_the_context_ends_an_episode_as_truncated_and_the_others_go_on(tiny, learned_positions):
     """One row begins close to the end of the context; learned positions would raise if any row passed it."""

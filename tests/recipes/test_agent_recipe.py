@@ -38,7 +38,7 @@ def test_every_config_of_the_recipe_parses(path, tmp_path):
     name = chosen_trainer(args, list(CONFIGS))
     agent_args, training_args, _ = parse_recipe_args(CONFIGS[name], path, "", args, AgentArguments)
     options = yaml.safe_load(path.read_text())
-    assert (agent_args.trainer, agent_args.env) == (options["trainer"], options["environment"])
+    assert (agent_args.trainer, agent_args.environment) == (options["trainer"], options["environment"])
     assert training_args.num_generations == options["num_generations"]
 
 
