@@ -47,7 +47,7 @@ class RunReport:
                 streamed = isinstance(dataset, IterableDataset)
                 dataset = dataset.take(count) if streamed else dataset.select(range(min(count, len(dataset))))
             with self.metrics.marked(split=split, measured=when):
-                score = self.trainer.evaluate(dataset)["eval_reward"]
+                score = self.trainer.evaluate(dataset)[self.task.metric]
             self.scores.setdefault(split, {})[when] = score
 
     def finish(self) -> None:
