@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trl_ext.agents.cli import add_evaluate
+from trl_ext.agents.trajectory_cli import add_trajectories
 from trl_ext.errors import ConfigError, ModelNotFoundError, TrlExtError
 from trl_ext.scaling.command import add_pick
 
@@ -22,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="trl-ext", description="Tools around the trainers, rewards and configs of trl-ext."
+        prog="trl-ext", description="Tools around the trainers, rewards, agents and configs of trl-ext."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rewards = commands.add_parser("rewards", help="list reward types, check and try out reward specs")
@@ -51,7 +53,18 @@ def _parser() -> argparse.ArgumentParser:
         "accelerate", help="choose a config of `accelerate launch` for a model and a cluster"
     )
     add_pick(accelerate.add_subparsers(required=True, metavar="ACTION"), config_of)
+    add_evaluate(commands, builtin_model)
+    add_trajectories(commands)
     return parser
+
+
+def builtin_model(name: str) -> str:
+    """The folder of the built-in model that comes with its weights; any other name as it is."""
+    if name == "builtin:smollm2":
+        from trl_ext.builtin.smollm2 import smollm2_path
+
+        return str(smollm2_path())
+    return name
 
 
 def config_of(name: str) -> Any:
@@ -60,11 +73,8 @@ def config_of(name: str) -> Any:
         from trl_ext.builtin.tiny_model import tiny_model
 
         return tiny_model().config
-    if name == "builtin:smollm2":
-        from trl_ext.builtin.smollm2 import smollm2_path
-
-        name = str(smollm2_path())
-    elif name.startswith("builtin:"):
+    name = builtin_model(name)
+    if name.startswith("builtin:"):
         raise ConfigError(f"--model = {name!r}: the built-in models are builtin:tiny and builtin:smollm2")
     from transformers import AutoConfig
 

@@ -35,3 +35,15 @@ class RewardError(TrlExtError, RuntimeError):
 
 class CheckpointError(TrlExtError, OSError):
     """A checkpoint cannot be written, or a run cannot go on from it; names the file."""
+
+
+class ActionError(TrlExtError, ValueError):
+    """A model's text is no action of the environment. The message is written for the model, which may try again."""
+
+
+class EnvironmentStepError(TrlExtError, RuntimeError):
+    """An environment returned something that is no observation or no step: its episode has failed."""
+
+
+class EpisodeFailuresError(TrlExtError, RuntimeError):
+    """More episodes failed than a rollout's `max_failures` allows; the message has the first of them."""

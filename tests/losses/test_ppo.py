@@ -93,6 +93,13 @@ def test_the_score_stands_on_the_last_token_that_counts_and_the_kl_on_each():
     assert token_rewards(torch.tensor([10.0]), mask[:1], None, 0.5).tolist() == [[0.0, 0.0, 0.0, 10.0, 0.0]]
 
 
+def test_parts_of_a_score_with_a_token_of_their_own_stay_there_and_the_last_token_gets_the_rest():
+    mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
+    parts = torch.tensor([[0.0, 2.0, 100.0, -1.0, 100.0], [0.0, 0.0, 0.0, 0.0, 0.0]])  # 100: no token of the model's
+    rewards = token_rewards(torch.tensor([10.0, torch.nan]), mask, torch.ones(2, 5), 0.5, parts)
+    assert rewards.tolist() == [[-0.5, 1.5, 0.0, 7.5, 0.0], [0.0] * 5]
+
+
 def test_a_score_that_is_missing_reaches_no_token_of_a_row_that_does_not_count():
     rewards = token_rewards(torch.tensor([torch.nan, 1.0]), torch.tensor([[0, 0], [1, 0]]), None, 0.0)
     assert rewards.tolist() == [[0.0, 0.0], [1.0, 0.0]]

@@ -6,15 +6,26 @@ from torch import Tensor
 from trl_ext.losses.masking import log_ratio, masked_mean, normalized_sum
 
 
-def token_rewards(scores: Tensor, completion_mask: Tensor, per_token_kl: Tensor | None, kl_coef: float) -> Tensor:
+def token_rewards(
+    scores: Tensor,
+    completion_mask: Tensor,
+    per_token_kl: Tensor | None,
+    kl_coef: float,
+    per_token_scores: Tensor | None = None,
+) -> Tensor:
     """The score on the last token that the model wrote, minus `kl_coef` times the KL of every such token.
 
     "The N Implementation Details of RLHF with PPO", detail 2. Shapes: `scores` is (B,), the others and the result
     (B, T); 0 where the mask is 0. TRL 1.12 puts the score one token further where there is room.
+    `per_token_scores` are the parts of a score that have a token of their own (the rewards of turns): they stay there,
+    and the last token gets the rest.
     """
     mask = completion_mask.bool()
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    rewards = torch.where(last, scores.unsqueeze(1), 0.0)
+    placed = torch.zeros_like(mask, dtype=scores.dtype)
+    if per_token_scores is not None:
+        placed = torch.where(mask, per_token_scores, 0.0).to(scores.dtype)
+    rewards = placed + torch.where(last, (scores - placed.sum(1)).unsqueeze(1), 0.0)
     if per_token_kl is not None:
         rewards = rewards - kl_coef * torch.where(mask, per_token_kl, 0.0)
     return rewards

@@ -22,6 +22,7 @@ from trl_ext.trainers.checkpoints import resolve_checkpoint
 TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 
 Config = TypeVar("Config", bound=GRPOConfig)
+Arguments = TypeVar("Arguments", bound="RecipeArguments")
 
 
 @dataclass
@@ -86,8 +87,12 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 
 def parse_recipe_args(
-    config_class: type[Config], default_config: Path, description: str, args: Sequence[str] | None = None
-) -> tuple[RecipeArguments, Config, ModelConfig]:
+    config_class: type[Config],
+    default_config: Path,
+    description: str,
+    args: Sequence[str] | None = None,
+    arguments_class: type[Arguments] = RecipeArguments,  # type: ignore[assignment]
+) -> tuple[Arguments, Config, ModelConfig]:
     """Parse `args` (default: the command line). A run that names neither a model nor a config gets `default_config`.
 
     Raises:
@@ -99,7 +104,7 @@ def parse_recipe_args(
     # TRL 1.16 sets `gradient_checkpointing` itself (base_config.py), under the name that transformers 5.23 deprecates
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
     parser = TrlParser(
-        (RecipeArguments, config_class, ModelConfig),
+        (arguments_class, config_class, ModelConfig),
         usage=f"accelerate launch recipes/{Path(sys.argv[0]).name} [--config FILE.yaml] [--OPTION VALUE ...]",
         description=description,
         formatter_class=_HelpFormatter,

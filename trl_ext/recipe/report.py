@@ -53,7 +53,7 @@ class RunReport:
             score = self._measured(split, when)
             if score is None:
                 with self.metrics.marked(split=split, measured=when):
-                    score = self.trainer.evaluate(dataset)["eval_reward"]
+                    score = self.trainer.evaluate(dataset)[self.task.metric]
             self.scores.setdefault(split, {})[when] = score
 
     def _measured(self, split: str, when: str) -> float | None:
@@ -62,7 +62,7 @@ class RunReport:
             step = 0 if when == "before" else self.trainer.state.global_step
             for row in read_metrics(self.metrics.path):
                 if (row.get("split"), row.get("measured"), row["step"]) == (split, when, step):
-                    found = row["eval_reward"]
+                    found = row[self.task.metric]
         score: float | None = broadcast_object_list([found])[0]
         return score
 

@@ -25,7 +25,7 @@ FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv"
 
 @dataclass
 class Task:
-    """`score_name` is what the mean reward is called in the table: "accuracy" where every reward is 0 or 1."""
+    """`score_name` is what the measured `metric` is called in the table: "accuracy" where every reward is 0 or 1."""
 
     model: str
     train_dataset: Any
@@ -33,6 +33,7 @@ class Task:
     reward_funcs: list[Any]
     score_name: str = "reward"
     measure_prompts: int | None = 0
+    metric: str = "eval_reward"
 
 
 def load_task(recipe_args: RecipeArguments, model_args: ModelConfig, training_args: GRPOConfig) -> Task:
@@ -63,11 +64,11 @@ def load_task(recipe_args: RecipeArguments, model_args: ModelConfig, training_ar
     measure = recipe_args.measure_prompts
     if measure is None and recipe_args.dataset_name != "builtin:arithmetic":
         measure = 0
-    model = _load_model(str(model_args.model_name_or_path), training_args)
+    model = load_model(str(model_args.model_name_or_path), training_args)
     return Task(model, train, heldout, reward_funcs, score_name, measure)
 
 
-def _load_model(name: str, training_args: GRPOConfig) -> str:
+def load_model(name: str, training_args: GRPOConfig) -> str:
     """A name that `from_pretrained` takes. `builtin:tiny` is fitted into `output_dir/start_model` by one process."""
     if not name.startswith("builtin:"):
         return name

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import random
@@ -105,11 +106,17 @@ class ChatEndpoint:
         self._structured = True
 
     def ask_all(
-        self, questions: Sequence[Callable[[], Messages]], form: Form[Answer], counts: Counter[str]
+        self,
+        questions: Sequence[Callable[[], Messages]],
+        form: Form[Answer] | Sequence[Form[Answer]],
+        counts: Counter[str],
+        skip_failures: bool = False,
     ) -> list[Answer | None]:
         """The answer to each question, as `ask` gives it. The messages of a question are made when its turn comes.
 
-        What was used is added to `counts` and to the attributes, also where it raises.
+        `form` is that of all questions, or a form for each. What was used is added to `counts` and to the attributes,
+        also where it raises. With `skip_failures` a question at which the endpoint failed is answered None, counted as
+        `failed` and logged as a warning; it raises where it failed at all of them.
 
         Raises:
             ConnectionError: the endpoint failed, after the retries.
@@ -117,14 +124,19 @@ class ChatEndpoint:
         """
         used: Counter[str] = Counter()
         try:
-            return _run(self._ask_all(questions, form, used))
+            forms = [form] * len(questions) if isinstance(form, Form) else form
+            return _run(self._ask_all(questions, forms, used, skip_failures))
         finally:
             counts.update(used)
             for name in _COUNTS:
                 setattr(self, name, getattr(self, name) + used[name])
 
     async def _ask_all(
-        self, questions: Sequence[Callable[[], Messages]], form: Form[Answer], counts: Counter[str]
+        self,
+        questions: Sequence[Callable[[], Messages]],
+        forms: Sequence[Form[Answer]],
+        counts: Counter[str],
+        skip_failures: bool,
     ) -> list[Answer | None]:
         http = _http_library()
         key = os.environ.get(self.api_key_env, "").strip()
@@ -134,19 +146,31 @@ class ChatEndpoint:
         limits = http.Limits(max_connections=self.concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
 
-        async def answer(question: Callable[[], Messages]) -> Answer | None:
+        def without_key(error: BaseException) -> BaseException:
+            if key and key in str(error):  # an endpoint that repeats it
+                return ConnectionError(str(error).replace(key, "***"))
+            return error
+
+        async def answer(question: Callable[[], Messages], form: Form[Answer]) -> Answer | None:
             async with places:
-                return await self.ask(client, question(), form, counts)
+                try:
+                    return await self.ask(client, question(), form, counts)
+                except ConnectionError as error:
+                    counts["failed"] += 1
+                    if not skip_failures or counts["failed"] == len(questions):
+                        raise
+                    logging.getLogger(__name__).warning("one question has no answer: %s", without_key(error))
+                    return None
 
         async with http.AsyncClient(headers=headers, timeout=None, limits=limits) as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(answer(question)) for question in questions]
+                    tasks = [
+                        group.create_task(answer(question, form))
+                        for question, form in zip(questions, forms, strict=True)
+                    ]
             except ExceptionGroup as errors:
-                error = errors.exceptions[0]
-                if key and key in str(error):  # an endpoint that repeats it
-                    raise ConnectionError(str(error).replace(key, "***")) from None
-                raise error from None
+                raise without_key(errors.exceptions[0]) from None
         return [task.result() for task in tasks]
 
     async def ask(self, client: Any, messages: Messages, form: Form[Answer], counts: Counter[str]) -> Answer | None:

@@ -86,7 +86,7 @@ class Judge(ChatEndpoint):
         use_reference: bool = True,
     ):
         super().__init__(model, base_url, api_key_env, temperature, timeout, retries, concurrency, cache, max_tokens)
-        self.rubric = self._read_rubric(rubric)
+        self.rubric = read_rubric(rubric, self.preset)
         self.use_reference = use_reference
 
     def __call__(
@@ -108,32 +108,17 @@ class Judge(ChatEndpoint):
             scores[row] = verdict
         return scores
 
-    def _read_rubric(self, rubric: str | None) -> str:
-        if rubric is None:
-            file = resources.files("trl_ext.rewards") / "rubrics" / f"{self.preset}.txt"
-            return file.read_text(encoding="utf-8").strip()
-        text = rubric
-        if rubric.endswith(".txt"):
-            try:
-                text = Path(rubric).expanduser().read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or "not UTF-8 text"
-                raise ValueError(f"rubric = {rubric!r}: must be a text file that can be read ({reason})") from None
-        if not text.strip():
-            raise ValueError(f"rubric = {rubric!r}: must not be empty")
-        return text.strip()
-
     def _messages(self, completion: str, target: Any, prompt: str | None) -> Messages:
         references = target if isinstance(target, list | tuple) else [target]
         blocks = [("PROMPT", prompt)] if prompt else []
         blocks += [("REFERENCE", str(reference)) for reference in references if reference is not None]
         blocks += [("COMPLETION", completion)]
-        data = [(name, _CONTROL_TOKEN.sub("\\g<0>\u2060", plain(text))) for name, text in blocks]
+        data = [(name, without_control_tokens(plain(text))) for name, text in blocks]
         rubric = plain(self.rubric)
         # A hash and not a random number: the same request has the same name in the cache.
         tag = sha256([rubric, data])[:16]
-        system = _SYSTEM.format(rubric=_fenced("RUBRIC", rubric, tag), tag=tag, answer=_ANSWER)
-        user = "\n\n".join(_fenced(name, text, tag) for name, text in data)
+        system = _SYSTEM.format(rubric=fenced("RUBRIC", rubric, tag), tag=tag, answer=_ANSWER)
+        user = "\n\n".join(fenced(name, text, tag) for name, text in data)
         user += f"\n\nThat was the data. Grade the completion by the rubric. {_ANSWER}"
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
@@ -159,7 +144,33 @@ class ScientificIntegrity(Judge):
     preset = "scientific_integrity"
 
 
-def _fenced(name: str, text: str, tag: str) -> str:
+def read_rubric(rubric: str | None, preset: str) -> str:
+    """A rubric that is text, the path of a .txt file, or None for the one that is called `preset`.
+
+    Raises:
+        ValueError: the file cannot be read, or there is no text.
+    """
+    if rubric is None:
+        return (resources.files("trl_ext.rewards") / "rubrics" / f"{preset}.txt").read_text(encoding="utf-8").strip()
+    text = rubric
+    if rubric.endswith(".txt"):
+        try:
+            text = Path(rubric).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ValueError(f"rubric = {rubric!r}: must be a text file that can be read ({reason})") from None
+    if not text.strip():
+        raise ValueError(f"rubric = {rubric!r}: must not be empty")
+    return text.strip()
+
+
+def without_control_tokens(text: str) -> str:
+    """Text in which a server sees neither the end of a message nor the start of another: a word joiner is put in."""
+    return _CONTROL_TOKEN.sub("\\g<0>\u2060", text)
+
+
+def fenced(name: str, text: str, tag: str) -> str:
+    """A block between two lines that have its name and a hash of all texts."""
     return f"[{name} {tag}]\n{text}\n[END {name} {tag}]"
 
 

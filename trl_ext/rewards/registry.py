@@ -33,6 +33,7 @@ FAMILIES = (
     "lexicons",
     "entailment",
     "judge",
+    "ruler",
     "external",
     "embedding",
     "relevance",

@@ -19,6 +19,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_finalize_training": ("self", "trial"),
     "_generate_and_score_completions": ("self", "inputs"),
+    "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_get_per_token_logps_and_entropies": ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_maybe_log_save_evaluate": ("self", "tr_loss"),
@@ -35,7 +36,7 @@ CONSTANTS = {
     "trl.trainer.utils": "_CHUNKED_LOGPROB_CHUNK_SIZE",
 }
 
-# Set by `GRPOTrainer.__init__` and read by our subclasses.
+# Set by `GRPOTrainer.__init__` and read by our subclasses, or by `trl_ext.agents`.
 ATTRIBUTES = (
     "_buffered_inputs",
     "_entropy_bonus_enabled",
@@ -44,10 +45,13 @@ ATTRIBUTES = (
     "_step",
     "aux_loss_enabled",
     "beta",
+    "chat_template",
+    "chat_template_kwargs",
     "eos_token_ids",
     "epsilon_high",
     "importance_sampling_level",
     "loss_type",
+    "max_completion_length",
     "num_generations",
     "num_generations_eval",
     "num_iterations",
@@ -57,7 +61,10 @@ ATTRIBUTES = (
     "reward_funcs",
     "reward_weights",
     "rollout_func",
+    "temperature",
     "top_entropy_quantile",
+    "use_transformers_continuous_batching",
+    "use_vllm",
 )
 
 # What the forward of a vision-language model takes besides tokens: names in the outputs of a rollout.

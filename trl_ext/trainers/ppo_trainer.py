@@ -38,7 +38,9 @@ class PPOTrainer(PPOMetricsMixin):
 
     - a value function, whose values come out of the forward that the log-probabilities need (`value_function.py`);
     - after the rollout, rewards per token (the score on the last token that the model wrote, a KL penalty on each), GAE
-      over these tokens, and the advantages (B, T) in the place of GRPO's;
+      over these tokens, and the advantages (B, T) in the place of GRPO's. A reward function may say that its scores are
+      sums over tokens: its attribute `token_column` names the column that has them, a list as long as the completion
+      for each row (`trl_ext.agents.environment_reward`: turn by turn). They then stay on those tokens;
     - in the loss, `vf_coef` times the clipped value loss, a mean over the tokens of the accumulation window on all
       processes. The policy's part is the inherited `_compute_loss`: PPO's clip with `loss_type="dapo"` (the default).
 
@@ -102,6 +104,7 @@ class PPOTrainer(PPOMetricsMixin):
         )
         name = model if isinstance(model, str) else model.config.name_or_path
         self._scores = torch.empty(0)
+        self._token_scores: list[Tensor] | None = None
         # While true, the next forward of the policy also gives values, which wait in `_forward` with its log-probs.
         self._wants_values = False
         self._forward: tuple[Tensor, Tensor] | None = None
@@ -153,11 +156,20 @@ class PPOTrainer(PPOMetricsMixin):
 
     # Rollouts
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        per_function: Tensor = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+        per_function = super()._calculate_rewards(inputs, *args, **kwargs)
         scores = (per_function * self.reward_weights.to(per_function.device)).nansum(1)
         self._scores = scores.masked_fill(per_function.isnan().all(1), torch.nan)  # of all processes
+        self._token_scores = self._scores_on_tokens(inputs)
         return per_function
+
+    def _scores_on_tokens(self, inputs: list[dict[str, Any]]) -> list[Tensor] | None:
+        """For each row of this process the parts of its score that have a token of their own, weighted; None: none."""
+        columns = [getattr(function, "token_column", None) for function in self.reward_funcs]
+        weighted = [(name, w) for name, w in zip(columns, self.reward_weights, strict=True) if name in inputs[0]]
+        if not weighted:
+            return None
+        return [torch.stack([w * torch.tensor(row[name]) for name, w in weighted]).sum(0) for row in inputs]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.beta, self._wants_values = self.args.beta or self.args.kl_coef, True
@@ -222,7 +234,7 @@ class PPOTrainer(PPOMetricsMixin):
         old_per_token_logps, kl = output["old_per_token_logps"], None
         if args.kl_coef:
             kl = kl_estimate(old_per_token_logps, output.pop("ref_per_token_logps"), args.kl_estimator)
-        rewards = token_rewards(penalized, counts, kl, args.kl_coef or 0.0)
+        rewards = token_rewards(penalized, counts, kl, args.kl_coef or 0.0, self._placed_scores(values))
         self._log_objective(scores, counts, old_per_token_logps, kl, ended)
         if args.whiten_rewards:
             rewards = masked_whiten(rewards, counts, shift_mean=False, across_processes=True)
@@ -242,6 +254,14 @@ class PPOTrainer(PPOMetricsMixin):
             output["positive_mask"] = positive.to(mask)
             output["num_positive_in_batch"] = self.accelerator.gather(positive.sum()).sum()
         return output
+
+    def _placed_scores(self, values: Tensor) -> Tensor | None:
+        if self._token_scores is None:
+            return None
+        placed = torch.zeros_like(values)
+        for row, scores in zip(placed, self._token_scores, strict=True):
+            row[: len(scores)] = scores
+        return placed
 
     def _eos_tokens(self) -> Tensor:
         return torch.tensor(self.eos_token_ids, device=self.accelerator.device)

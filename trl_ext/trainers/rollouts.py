@@ -24,6 +24,10 @@ class RolloutsMixin(ResumableMixin, GuardedRewardsMixin, LeanUpdateMixin, Optimi
     between two generations trains on other completions than the run that was never stopped. Here each process saves its
     completions with the checkpoint.
 
+    For `trl_ext.agents.environment_rollout`, which plays an episode for each row: `rollout_rows` are the dataset's rows
+    while a rollout function runs (TRL gives it their prompts only), and an episode that failed has no reward, whatever
+    the reward functions say.
+
     Raises:
         DatasetError: a prompt leaves no room for a completion in the model's context.
     """
@@ -34,6 +38,19 @@ class RolloutsMixin(ResumableMixin, GuardedRewardsMixin, LeanUpdateMixin, Optimi
         super().__init__(*args, **kwargs)
         if self.rollout_func is not None:
             self.rollout_func = _without_empty_completions(self.rollout_func)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.rollout_rows = inputs
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        return output
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+        per_function: Tensor = super()._calculate_rewards(inputs, *args, **kwargs)
+        if self.rollout_func is None:
+            return per_function
+        failed = [getattr(row.get("trajectory"), "failure", None) is not None for row in inputs]
+        everywhere = self.accelerator.gather(torch.tensor(failed, device=per_function.device))
+        return per_function.masked_fill(everywhere.unsqueeze(1), torch.nan)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         tokenized = super()._tokenize_prompts(prompts)

@@ -8,7 +8,7 @@ from trl_ext.trainers.optimizing_config import OptimizingConfig
 
 @dataclass
 class RolloutsConfig(OptimizingConfig):
-    r"""What [`CISPOConfig`], [`PPOConfig`] and [`HybridConfig`] add to [`~trl.GRPOConfig`] and [`OptimizingConfig`] alike.
+    r"""What [`CISPOConfig`], [`PPOConfig`] and [`HybridConfig`] add to TRL's and [`OptimizingConfig`] alike.
 
     Parameters:
         reward_timeout (`float`, *optional*):

@@ -1,0 +1,71 @@
+r"""Train a model on episodes of many turns in an environment, with CISPO, PPO or GRPO.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/agent.py
+
+NUMBERS
+
+Options are those of the trainer's config, TRL's ModelConfig and the first group below; a YAML of them goes in with
+--config, and the command line wins over it. --resume_from_checkpoint latest goes on where a run was stopped.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from trl import GRPOConfig, get_peft_config, get_quantization_config
+
+from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
+from trl_ext.agents.rollout import environment_rollout
+from trl_ext.agents.trajectory import TrajectoryRecorder
+from trl_ext.recipe import RunReport, one_line_errors, parse_recipe_args
+from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, environment_of, load_agent_task
+from trl_ext.trainers.rollouts import RolloutsMixin
+
+TRAINERS = {
+    "cispo": (CISPOTrainer, CISPOConfig, "agent.yaml"),
+    "ppo": (PPOTrainer, PPOConfig, "agent_ppo.yaml"),
+    "grpo": (RolloutsMixin, GRPOConfig, "agent.yaml"),  # GRPOTrainer, with the dataset's rows for the episodes
+}
+
+
+def main() -> None:
+    started = time.perf_counter()
+    trainer_class, config_class, config_file = TRAINERS[chosen_trainer(sys.argv[1:], list(TRAINERS))]
+    agent_args, training_args, model_args = parse_recipe_args(
+        config_class, Path(__file__).with_name(config_file), __doc__, arguments_class=AgentArguments
+    )
+    task = load_agent_task(agent_args, model_args, training_args)
+    rollout = environment_rollout(
+        lambda: environment_of(agent_args),
+        max_turns=agent_args.max_turns,
+        max_turn_tokens=agent_args.max_turn_tokens,
+        step_timeout=agent_args.step_timeout,
+        max_failures=agent_args.max_failures,
+        recorder=TrajectoryRecorder(Path(training_args.output_dir) / "trajectories"),
+    )
+
+    trainer = trainer_class(
+        model=task.model,
+        reward_funcs=task.reward_funcs,
+        args=training_args,
+        train_dataset=task.train_dataset,
+        eval_dataset=task.heldout_dataset if training_args.eval_strategy != "no" else None,
+        rollout_func=rollout,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+    title = f"{agent_args.trainer.upper()}, {model_args.model_name_or_path} on {agent_args.environment}"
+    report = RunReport(trainer, task, title=title, started=started)
+    report.measure("before")
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    report.measure("after")
+    trainer.save_model()
+    report.finish()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

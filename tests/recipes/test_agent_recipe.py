@@ -1,0 +1,71 @@
+"""recipes/agent.py as a user runs it, in a process of its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from trl import GRPOConfig
+
+from tests.recipes.test_recipes import launch
+from trl_ext import CISPOConfig, PPOConfig
+from trl_ext.agents.trajectory import read_trajectories
+from trl_ext.errors import ConfigError
+from trl_ext.recipe import parse_recipe_args
+from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, load_agent_task
+from trl_ext.tracking.callbacks import read_metrics
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CONFIGS = {"cispo": CISPOConfig, "ppo": PPOConfig, "grpo": GRPOConfig}
+
+
+def test_the_recipe_learns_and_leaves_its_episodes(tmp_path):
+    """A tenth of the run that the recipe's header speaks of."""
+    result = launch("agent.py", "--max_steps", "12", "--heldout_episodes", "128", "--output_dir", str(tmp_path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["heldout_after"] > summary["heldout_before"]
+    assert "held-out prompts" in result.stdout
+    episodes = read_trajectories(tmp_path / "trajectories")
+    assert len([one for one in episodes if one.step == 0]) >= 256
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "episode/success" in row]
+    assert {"episode/turns", "episode/failed"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("agent*.yaml")), ids=lambda path: path.name)
+def test_every_config_of_the_recipe_parses(path, tmp_path):
+    args = ["--config", str(path), "--use_cpu", "true", "--output_dir", str(tmp_path)]
+    name = chosen_trainer(args, list(CONFIGS))
+    agent_args, training_args, _ = parse_recipe_args(CONFIGS[name], path, "", args, AgentArguments)
+    options = yaml.safe_load(path.read_text())
+    assert (agent_args.trainer, agent_args.environment) == (options["trainer"], options["environment"])
+    assert training_args.num_generations == options["num_generations"]
+
+
+def test_the_trainer_is_that_of_the_command_line_or_of_its_config(tmp_path):
+    config = tmp_path / "x.yaml"
+    config.write_text("trainer: ppo\n")
+    assert chosen_trainer([], ["cispo", "ppo"]) == "cispo"
+    assert chosen_trainer(["--config", str(config)], ["cispo", "ppo"]) == "ppo"
+    assert chosen_trainer(["--config", str(config), "--trainer", "cispo"], ["cispo", "ppo"]) == "cispo"
+    with pytest.raises(ConfigError, match="trainer = 'dpo': must be one of cispo, ppo"):
+        chosen_trainer(["--trainer", "dpo"], ["cispo", "ppo"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--env", "grid_word"], "no environment 'grid_word'; close ones: grid_world"),
+        (["--env_options", "{"], "env_options = '{': not JSON"),
+        (["--env_options", '{"max_turns": 0}'], "max_turns = 0: must be at least 1"),
+        (["--dataset_name", "x.jsonl"], "this recipe plays the rows of --env"),
+        (["--reward_funcs", "my.reward"], "this recipe has the environment's own reward"),
+    ],
+)
+def test_what_the_recipe_cannot_do_is_refused(tmp_path, options, message):
+    args = ["--config", str(RECIPES / "agent.yaml"), "--use_cpu", "true", "--output_dir", str(tmp_path), *options]
+    agent_args, training_args, model_args = parse_recipe_args(
+        CISPOConfig, RECIPES / "agent.yaml", "", args, AgentArguments
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_agent_task(agent_args, model_args, training_args)

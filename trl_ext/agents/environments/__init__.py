@@ -1,0 +1,1 @@
+"""The environments that ship: each with its players, and rows to begin episodes from."""

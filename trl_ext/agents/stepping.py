@@ -1,0 +1,92 @@
+"""Many environments at a time, each call with a time limit, whether it is a coroutine or blocks a thread."""
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+
+class Stepper:
+    """Runs the calls of environments: coroutine functions in an event loop of its own, others in daemon threads.
+
+    The loop lives as long as this object, so that a client that an environment opens in one turn is good in the next. A
+    thread that hangs is left behind: it cannot be stopped, but nothing waits for it. A coroutine function that blocks
+    without awaiting stops all of them, time limits too.
+
+    Args:
+        max_concurrency: how many calls run at a time.
+        timeout: seconds that a call may take, from when it begins; None sets no limit.
+    """
+
+    def __init__(self, max_concurrency: int, timeout: float | None):
+        self.max_concurrency, self.timeout = max_concurrency, timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """What each returned, or the exception that it ended with, in order."""
+        if not works:
+            return []
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(self._together(works), self._loop).result()
+
+    async def _together(self, works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        places = asyncio.Semaphore(self.max_concurrency)
+
+        async def one(work: Coroutine[Any, Any, Any]) -> Any:
+            async with places:
+                return await work
+
+        return await asyncio.gather(*map(one, works), return_exceptions=True)
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `function` within the time limit; a coroutine that it returns is awaited.
+
+        Raises:
+            TimeoutError: says which call took too long.
+        """
+        try:
+            async with asyncio.timeout(self.timeout):
+                if inspect.iscoroutinefunction(function):
+                    return await function(*args, **kwargs)
+                result = await asyncio.wrap_future(_in_daemon_thread(lambda: function(*args, **kwargs)))
+                return await result if inspect.isawaitable(result) else result
+        except (KeyboardInterrupt, SystemExit) as error:  # in the loop's thread they would end the loop
+            raise RuntimeError(f"the environment raised {type(error).__name__}") from None
+        except TimeoutError as error:
+            if str(error):  # the environment's own
+                raise
+            name = getattr(function, "__name__", repr(function))
+            raise TimeoutError(f"{name} took longer than step_timeout = {self.timeout:g} s") from None
+
+
+def _in_daemon_thread(work: Callable[[], Any]) -> "Future[Any]":
+    """The threads of an executor would be waited for at exit, even one that hangs."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()  # who stops waiting cannot cancel it: the thread may still finish
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+class Clock:
+    """Adds up the seconds inside `with clock:`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: Any) -> None:
+        self.seconds += time.perf_counter() - self._started

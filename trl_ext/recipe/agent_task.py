@@ -1,0 +1,129 @@
+"""What recipes/agent.py trains on: an environment's episodes, and a tiny model that has seen it played at random."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from datasets import Dataset
+from trl import GRPOConfig, ModelConfig
+
+from trl_ext.agents.environment import Environment
+from trl_ext.agents.environment_reward import environment_reward
+from trl_ext.agents.evaluate import evaluate
+from trl_ext.agents.registry import list_environments, make_environment
+from trl_ext.agents.trajectory import Trajectory
+from trl_ext.errors import ConfigError
+from trl_ext.recipe.arguments import RecipeArguments
+from trl_ext.recipe.task import Task, load_model
+
+DEMONSTRATED_EPISODES = 400
+
+
+@dataclass
+class AgentArguments(RecipeArguments):
+    """Arguments of recipes/agent.py: those of every recipe, and these."""
+
+    dataset_name: str | None = field(
+        default="env", metadata={"help": "Always env: the rows that the environment itself begins from."}
+    )
+    trainer: str = field(default="cispo", metadata={"help": "cispo, ppo (with a reward for each turn) or grpo."})
+    environment: str = field(  # in a YAML of TRL's, `env` are environment variables
+        default="grid_world",
+        metadata={"aliases": ["--env"], "help": f"{', '.join(list_environments())}, or module:Class."},
+    )
+    env_options: Any = field(default=None, metadata={"help": "The environment's options, as JSON."})
+    episodes: int = field(default=4096, metadata={"help": "How many rows to train on."})
+    heldout_episodes: int = field(default=0, metadata={"help": "How many more are measured before and after."})
+    max_turns: int = field(default=10, metadata={"help": "Turns of the model in an episode."})
+    max_turn_tokens: int | None = field(default=None, metadata={"help": "Tokens of the model in a turn."})
+    step_timeout: float = field(default=60.0, metadata={"help": "Seconds for a step of the environment."})
+    max_failures: float = field(default=0.5, metadata={"help": "The share of episodes that may fail."})
+
+
+def chosen_trainer(args: Sequence[str], choices: Sequence[str]) -> str:
+    """The `--trainer` of a command line, of its config file, or the first choice: it decides on the other options.
+
+    Raises:
+        ConfigError: no such trainer.
+    """
+    given = {key: value for key, value in itertools.pairwise(args) if key in ("--trainer", "--config")}
+    name = given.get("--trainer")
+    if name is None and "--config" in given and Path(given["--config"]).is_file():
+        name = (yaml.safe_load(Path(given["--config"]).read_text()) or {}).get("trainer")
+    if name is not None and name not in choices:
+        raise ConfigError(f"trainer = {name!r}: must be one of {', '.join(choices)}")
+    return name or choices[0]
+
+
+def environment_of(agent_args: AgentArguments) -> Environment:
+    """The environment that the arguments name.
+
+    Raises:
+        ConfigError: there is none, or it does not take the options.
+    """
+    options = agent_args.env_options or {}
+    try:
+        options = json.loads(options) if isinstance(options, str) else options
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"env_options = {agent_args.env_options!r}: not JSON ({error})") from None
+    if not isinstance(options, dict):
+        raise ConfigError(f"env_options = {agent_args.env_options!r}: must be a JSON object")
+    return make_environment(agent_args.environment, **options)
+
+
+def load_agent_task(agent_args: AgentArguments, model_args: ModelConfig, training_args: GRPOConfig) -> Task:
+    """The model, the rows and the environment's reward.
+
+    `builtin:tiny` is fitted to the environment's random player, so that it begins with moves that count.
+
+    Raises:
+        ConfigError: what is wrong with a name or an option, and what is allowed.
+    """
+    if agent_args.dataset_name != "env":
+        raise ConfigError(f"dataset_name = {agent_args.dataset_name!r}: this recipe plays the rows of --env")
+    environment = environment_of(agent_args)
+    rows = environment.rows(agent_args.episodes + agent_args.heldout_episodes, training_args.seed)
+    dataset = Dataset.from_list([{**row, "prompt": ""} for row in rows])
+    train = dataset.select(range(agent_args.episodes))
+    heldout = dataset.select(range(agent_args.episodes, len(dataset))) if agent_args.heldout_episodes else None
+    if agent_args.reward or agent_args.reward_funcs:
+        raise ConfigError("this recipe has the environment's own reward: leave out --reward and --reward_funcs")
+    if model_args.model_name_or_path == "builtin:tiny":
+        model = _fit_tiny(agent_args, training_args)
+    else:
+        model = load_model(str(model_args.model_name_or_path), training_args)
+    measure = 0 if heldout is None else agent_args.heldout_episodes
+    return Task(model, train, heldout, [environment_reward], "success", measure, metric="eval_episode/success")
+
+
+def _fit_tiny(agent_args: AgentArguments, training_args: GRPOConfig) -> str:
+    from trl_ext.builtin.tiny_model import fit_tiny_model
+
+    folder = Path(str(training_args.output_dir)) / "start_model"
+    finished = (folder / "config.json").is_file()
+    if PartialState().is_main_process and not (training_args.resume_from_checkpoint and finished):
+        player = environment_of(agent_args).players["random"](training_args.seed)
+        _, played = evaluate(lambda: environment_of(agent_args), player, DEMONSTRATED_EPISODES, training_args.seed)
+        print(f"Fitting the tiny model to {len(played)} episodes that were played at random", flush=True)
+        fit_tiny_model(folder, random_demonstrations(played, "<eos>"), steps=150, seed=training_args.seed)
+    PartialState().wait_for_everyone()
+    return str(folder)
+
+
+def random_demonstrations(trajectories: Sequence[Trajectory], eos_token: str) -> Dataset:
+    """A row for each turn of a model without a chat template: all texts before it, and the reply."""
+    rows = []
+    for one in trajectories:
+        before = ""
+        for message in one.messages:
+            if message["role"] == "assistant":
+                rows.append({"prompt": before, "completion": message["content"]})
+                before += message["content"] + eos_token
+            else:
+                before += message["content"]
+    return Dataset.from_list(rows)
