@@ -115,7 +115,7 @@ class ChatEndpoint:
         """The answer to each question, as `ask` gives it. The messages of a question are made when its turn comes.
 
         `form` is that of all questions, or a form for each. What was used is added to `counts` and to the attributes,
-        also where it raises. With `skip_failures` a question at which the endpoint failed is answered None and logged as
+        also where it raises. With `skip_failures` a question where the endpoint failed is answered None and logged as
         a warning; it raises where it failed at all of them.
 
         Raises:
