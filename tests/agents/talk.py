@@ -31,7 +31,8 @@ class Talk(Environment):
         return self._text()
 
     def step(self, action: Any) -> Step:
-        reward, terminated = round(self.rng.uniform(-1, 1), 2), self.rng.random() < self.ends
+        letters = sum(character.isalpha() for character in action)
+        reward, terminated = round(self.rng.uniform(-1, 1) + 0.1 * letters, 2), self.rng.random() < self.ends
         return Step(
             self._text(), reward, terminated, False, {"success": terminated and reward > 0, "said": len(action)}
         )

@@ -74,7 +74,7 @@ def test_stop_tokens_in_an_observation_do_not_move_the_boundary():
 )  # fmt: skip
 def test_an_episode_opens_with_the_datasets_prompt_and_then_the_environment(prompt, expected):
     renderer = renderer_of("llama3")
-    renderer._template = lambda messages, add: []
+    renderer._template = lambda messages: []
     assert renderer.opening(prompt, [{"role": "user", "content": "o"}])[0] == expected
 
 

@@ -165,7 +165,8 @@ def test_the_context_ends_an_episode_as_truncated_and_the_others_go_on(tiny, lea
         ends = 0.0
 
         def reset(self, **row):
-            return "x" * 60 if row["seed"] == 0 else super().reset(**row)
+            text = super().reset(**row)
+            return "x" * 60 if row["seed"] == 0 else text
 
     tokenizer, model = tiny_tokenizer(), tiny_model(hidden_size=32)
     model.config.max_position_embeddings = 64

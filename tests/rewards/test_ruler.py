@@ -90,9 +90,8 @@ def test_a_trajectory_that_another_one_begins_with_still_shows_its_last_message(
 def test_completions_without_a_rollout_are_grouped_by_their_prompts(endpoint):
     endpoint.answer = by_text({"a": 0.1, "b": 0.9})
     assert make(endpoint)(["a", "b", "b"], prompts=["x", "x", "y"]) == [0.1, 0.9, 0.9]
-    assert sorted(str(shown(body).get("COMMON")) for body in endpoint.bodies)[1] == str(
-        [{"role": "user", "content": "x"}]
-    )
+    assert sorted(len(shown(body)) for body in endpoint.bodies) == [2, 3]
+    assert [{"role": "user", "content": "x"}] in [shown(body)["COMMON"] for body in endpoint.bodies]
 
 
 GOOD = [{"id": 1, "explanation": "e", "score": 0.5}, {"id": 2, "explanation": "f", "score": 1}]
@@ -155,11 +154,11 @@ def test_faults_in_a_fifth_of_the_groups_leave_the_others_scored_and_are_named(e
 
     endpoint.answer = answer
     episodes = [episode(str(i), text, group=str(i)) for i in range(25) for text in ("a", "b")]
-    reward = make(endpoint, timeout=0.3, retries=0)
+    reward = make(endpoint, timeout=2.0, retries=0)
     scores = score(reward, episodes)
     for group in range(25):
         assert scores[2 * group : 2 * group + 2] == ([None, None] if group in faults else [0.25, 0.75])
-    assert "no reply in 0.3 s" in caplog.text
+    assert "no reply in 2 s" in caplog.text
     assert "HTTP 500: out of memory" in caplog.text
     assert reward._scorer.unparsed == 3
 

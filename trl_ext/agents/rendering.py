@@ -38,7 +38,8 @@ class Renderer:
         if chat:
             if not (tokenizer.chat_template or chat_template):
                 raise ConfigError("chat=True: the tokenizer has no chat template; give it one, or chat=False")
-            self._ends_before = len(self._ends(self._template(_DUMMY, False)))
+            # with a generation prompt: without, some templates end the whole conversation with a stop token
+            self._ends_before = len(self._ends(self._template(_DUMMY)))
             if self._ends_before == 0:
                 raise ConfigError(
                     "the chat template ends an assistant's message with none of the model's stop tokens "
@@ -61,7 +62,7 @@ class Renderer:
         else:
             conversation = [*before, *messages]
         if self.chat:
-            return conversation, self._template(conversation, True)
+            return conversation, self._template(conversation)
         return conversation, list(self.tokenizer(text=_text(conversation))["input_ids"])
 
     def between(self, messages: Messages, ended: bool) -> list[int]:
@@ -71,16 +72,16 @@ class Renderer:
         """
         if not self.chat:
             return list(self.tokenizer(text=_text(messages), add_special_tokens=False)["input_ids"])
-        ids = self._template([*_DUMMY, *messages], True)
+        ids = self._template([*_DUMMY, *messages])
         end = self._ends(ids)[self._ends_before - 1]
         return ids[end + 1 if ended else end :]
 
     def _ends(self, ids: list[int]) -> list[int]:
         return [place for place, token in enumerate(ids) if token in self.stop_tokens]
 
-    def _template(self, messages: Messages, add_generation_prompt: bool) -> list[int]:
+    def _template(self, messages: Messages) -> list[int]:
         rendered = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True, **self._options
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self._options
         )
         return list(rendered["input_ids"])
 

@@ -115,8 +115,8 @@ class ChatEndpoint:
         """The answer to each question, as `ask` gives it. The messages of a question are made when its turn comes.
 
         `form` is that of all questions, or a form for each. What was used is added to `counts` and to the attributes,
-        also where it raises. With `skip_failures` a question at which the endpoint failed is answered None, counted as
-        `failed` and logged as a warning; it raises where it failed at all of them.
+        also where it raises. With `skip_failures` a question where the endpoint failed is answered None and logged as
+        a warning; it raises where it failed at all of them.
 
         Raises:
             ConnectionError: the endpoint failed, after the retries.
@@ -145,6 +145,7 @@ class ChatEndpoint:
         places = asyncio.Semaphore(self.concurrency)
         limits = http.Limits(max_connections=self.concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        failed: list[ConnectionError] = []
 
         def without_key(error: BaseException) -> BaseException:
             if key and key in str(error):  # an endpoint that repeats it
@@ -156,8 +157,8 @@ class ChatEndpoint:
                 try:
                     return await self.ask(client, question(), form, counts)
                 except ConnectionError as error:
-                    counts["failed"] += 1
-                    if not skip_failures or counts["failed"] == len(questions):
+                    failed.append(error)
+                    if not skip_failures or len(failed) == len(questions):
                         raise
                     logging.getLogger(__name__).warning("one question has no answer: %s", without_key(error))
                     return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from torch import Tensor
 
 from trl_ext.errors import DatasetError
 from trl_ext.trainers.guarded_rewards import GuardedRewardsMixin
