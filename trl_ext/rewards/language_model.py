@@ -62,11 +62,11 @@ class _LanguageModel:
         known = [i for i, (before, ids) in enumerate(rows) if len(ids) > (not before)]
 
         def run(batch: list[tuple[list[int], list[int]]]) -> list[_Scored]:
-            ids, mask = pad_right([before + ids for before, ids in batch], model.device)
+            ids, _ = pad_right([before + ids for before, ids in batch], model.device)
             spans = [(max(1, len(before)), len(before) + len(after)) for before, after in batch]
             rows = torch.cat([torch.full((end - first,), row) for row, (first, end) in enumerate(spans)])
             places = torch.cat([torch.arange(first, end) for first, end in spans])
-            losses = _losses(model, ids, mask, rows, places).split([end - first for first, end in spans])
+            losses = _losses(model, ids, rows, places).split([end - first for first, end in spans])
             return [_Scored(float(loss.mean()), after) for loss, (_, after) in zip(losses, batch, strict=True)]
 
         results = run_by_length([rows[i] for i in known], lambda row: len(row[0]) + len(row[1]), run, self.batch_size)
@@ -88,15 +88,16 @@ class _LanguageModel:
         return before, ids
 
 
-def _losses(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
-) -> torch.Tensor:
-    """-log p of the tokens ids[rows, places], each after those before it: (N,) float32."""
-    inputs, targets = {"input_ids": ids, "attention_mask": mask}, ids[rows, places]
+def _losses(model: Any, ids: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """-log p of the tokens ids[rows, places], each after those before it: (N,) float32.
+
+    No mask: the padding is behind a text, where a causal model does not look.
+    """
+    targets = ids[rows, places]
     if not _is_trunk_and_head(model):
-        logits = model(**inputs).logits[rows, places - 1]
+        logits = model(input_ids=ids).logits[rows, places - 1]
         return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    hidden, head = model.base_model(**inputs).last_hidden_state[rows, places - 1], model.get_output_embeddings()
+    hidden, head = model.base_model(input_ids=ids).last_hidden_state[rows, places - 1], model.get_output_embeddings()
     return torch.cat(
         [
             torch.nn.functional.cross_entropy(head(part).float(), wanted, reduction="none")
