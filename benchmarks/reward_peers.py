@@ -111,6 +111,22 @@ def spellchecker() -> Peer:
     return score
 
 
+def pattern(text: str, timeout: float | None) -> Peer:
+    """The regex package with its limit on time, or the standard library, which has none."""
+    import regex
+
+    if timeout is None:
+        match = re.compile(text, re.DOTALL).fullmatch
+        return lambda completion, prompt, target: float(match(completion) is not None)
+    limited = regex.compile(text, regex.DOTALL).fullmatch
+    return lambda completion, prompt, target: float(limited(completion, timeout=timeout) is not None)
+
+
+def word_count(low: int, high: int) -> Peer:
+    """Whether there are so many words."""
+    return lambda completion, prompt, target: float(low <= len(completion.split()) <= high)
+
+
 def python_processes() -> Peer:
     """A new Python for each test, which is no sandbox; the first that fails is the last."""
 

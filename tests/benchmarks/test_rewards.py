@@ -16,14 +16,27 @@ def groups(rows: data.Rows) -> list[list[str]]:
     return [rows.completions[i : i + data.GROUP] for i in range(0, len(rows.completions), data.GROUP)]
 
 
-def test_a_small_run_compares_scores_and_writes_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["rouge_l", "ter_nltk", "levenshtein_rapidfuzz", "json_schema", "math", "spelling", "length"]
+def test_a_small_run_compares_scores_and_writes_the_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rewards.CASES["spelling"], "naive", 8)
+    names = [
+        "rouge_l",
+        "ter_nltk",
+        "levenshtein_rapidfuzz",
+        "json_schema",
+        "math",
+        "spelling",
+        "format",
+        "format_re",
+        "length",
+    ]
     output = tmp_path / "deeper" / "rewards.json"
     rewards.main(["--only", *names, "--completions", "16", "--repeats", "1", "--output", str(output)])
     result = json.loads(output.read_text())
     assert [row["reward"] for row in result["rewards"]] == names
     for row in result["rewards"]:
-        assert row["completions"] == 16
+        assert row["completions"] == {"ours": 16, "theirs": 8 if row["reward"] == "spelling" else 16}
         assert row["largest_difference"] <= row["tolerance"]
         assert all(len(seconds) == 1 for seconds in row["seconds"].values())
         assert row["ratio"] > 0

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from trl_ext.errors import ConfigError, TrlExtError
-from trl_ext.rewards import make_reward
+from trl_ext.rewards import language_model, make_reward
 
 TYPES = ["perplexity", "fluency", "gptscore"]
 HOSTILE = [
@@ -78,6 +78,34 @@ def test_a_single_token_after_nothing_scores_0_and_after_a_prompt_its_probabilit
     after = make_reward({"type": "perplexity", "model": without_start, "given_prompt": True})
     expected = math.exp(-slow_nll(tiny, "Say it: ", "a", start=False))
     assert after.score("a", None, prompt="Say it: ") == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_that_caps_its_logits_is_scored_by_those(tiny, tmp_path):
+    """Gemma 2: its logits are not what its head makes of the last hidden state."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        initializer_range=1.0,
+        final_logit_softcapping=0.5,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scores = make_reward({"type": "perplexity", "model": str(tmp_path)})(["The cat sat.", "no"])
+    expected = [math.exp(-slow_nll(str(tmp_path), "", text)) * distinct(text) for text in ("The cat sat.", "no")]
+    assert scores == pytest.approx(expected, rel=1e-4)
+
+
+def test_logits_of_a_few_tokens_at_a_time_give_the_same_scores(tiny, monkeypatch):
+    reward = make_reward({"type": "perplexity", "model": tiny})
+    expected = reward(TEXTS)
+    monkeypatch.setattr(language_model, "_AT_ONCE", 3)
+    assert reward(TEXTS) == pytest.approx(expected, abs=1e-7)
 
 
 def test_a_prompt_conditions_and_is_not_scored(tiny):

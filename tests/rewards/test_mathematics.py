@@ -147,12 +147,44 @@ def test_integers_are_compared_as_math_verify_does() -> None:
     others = ["-0", "007", "+7", "12,50", "1,25", "7.0", "7 ", "", "seven", "1234567890123456", "\u0667", "7\n"]
     for reference in numbers:
         for answer in numbers:
-            verdict = mathematics._as_integers(reference, rf"\boxed{{{answer}}}")
+            verdict = mathematics.at_sight(reference, rf"\boxed{{{answer}}}")
             assert verdict == verify(parse(reference), math_worker._parse_anew(rf"\boxed{{{answer}}}", False))
         for other in others:
-            assert mathematics._as_integers(reference, rf"\boxed{{{other}}}") is None
-            assert mathematics._as_integers(other, rf"\boxed{{{reference}}}") is None
-        assert mathematics._as_integers(reference, f"The answer is ${reference}$") is None
+            assert mathematics.at_sight(reference, rf"\boxed{{{other}}}") is None
+            assert mathematics.at_sight(other, rf"\boxed{{{reference}}}") is None
+        assert mathematics.at_sight(reference, f"The answer is ${reference}$") is None
+
+
+PLAIN = r"""1|23|0|4.5|0.10|x|x^2|x^3| |, |,|(|)|[|]|+|-| - |\pi|\infty|\frac{3}{4}|\dfrac{-12}{5}|\frac{3\pi}{4}
+\sqrt{2}|\sqrt{12}|-2"""
+
+
+def test_math_verify_finds_the_same_plain_latex_equal() -> None:
+    from math_verify import verify
+
+    seen = 0
+
+    @settings(max_examples=400, deadline=None, database=None, derandomize=True)
+    @given(st.lists(st.sampled_from(items(PLAIN)), min_size=1, max_size=6).map("".join))
+    def run(content: str) -> None:
+        nonlocal seen
+        if mathematics.at_sight(f"${content}$", rf"\boxed{{{content}}}") is not None:
+            seen += 1
+            gold = math_worker._parse_anew(f"${content}$", True)
+            assert verify(gold, math_worker._parse_anew(rf"\boxed{{{content}}}", False), timeout_seconds=None)
+
+    run()
+    assert seen > 200
+
+
+@pytest.mark.parametrize("content", items(r"5m|\frac{1}{2}3|\dfrac34|9^9^9|10!| ||x=1|\text{no}|1..2|n"))
+def test_what_math_verify_may_read_in_two_ways_is_left_to_it(content: str) -> None:
+    assert mathematics.at_sight(f"${content}$", rf"\boxed{{{content}}}") is None
+
+
+def test_a_missing_answer_to_an_integer_is_wrong_at_sight_and_to_others_left_to_math_verify() -> None:
+    assert mathematics.at_sight("7", "") == 0.0
+    assert mathematics.at_sight("words", "") is None
 
 
 def test_math_takes_the_best_of_several_references() -> None:

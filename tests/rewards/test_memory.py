@@ -54,9 +54,9 @@ def test_no_type_keeps_more_of_a_completion_than_its_text_and_a_vector(checkpoin
 def test_the_bound_is_passed_where_token_embeddings_or_logits_are_kept(checkpoints: Path) -> None:
     program = """
 from tests.rewards import memory
-from trl_ext.rewards import embedding, language_model
+from trl_ext.rewards import embedding, language_model, models
 
-embedding._CHUNK = 10_000
+embedding._CHUNK = language_model._AT_ONCE = models._TOKENS_ON_CPU = 10**6
 in_batches = language_model.run_by_length
 language_model.run_by_length = lambda items, size, run, batch_size: in_batches(items, size, run, len(items))
 memory.FEW, memory.MANY = 300, 3_000

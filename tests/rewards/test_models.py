@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from transformers import AutoModel, BertConfig, BloomConfig, RobertaConfig
@@ -5,6 +7,7 @@ from transformers import AutoModel, BertConfig, BloomConfig, RobertaConfig
 from trl_ext.errors import ModelNotFoundError
 from trl_ext.rewards.models import (
     check_batching,
+    in_onednn,
     is_empty,
     load_model,
     pad_right,
@@ -14,7 +17,16 @@ from trl_ext.rewards.models import (
 )
 
 
-def test_results_come_back_in_order_from_batches_of_like_length():
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_results_come_back_in_order_from_batches_of_like_length(threads):
+    threads(1)
     batches = []
 
     def run(batch):
@@ -26,6 +38,50 @@ def test_results_come_back_in_order_from_batches_of_like_length():
     assert run_by_length(texts, len, run, batch_size=2) == [3, 1, 4, 0, 2]
     assert batches == [["aaaa", "aaa"], ["aa", "a"], [""]]
     assert run_by_length([], len, run) == []
+
+
+def test_on_the_cpu_each_thread_runs_a_part_of_a_batch(threads):
+    threads(4)
+    together = threading.Barrier(2, timeout=60)
+    batches = []
+
+    def run(batch):
+        batches.append(list(batch))
+        together.wait()  # breaks unless two run at the same time
+        assert torch.get_num_threads() == 2
+        assert torch.is_inference_mode_enabled()
+        return [2 * number for number in batch]
+
+    assert run_by_length([3, 1, 4, 2], int, run, batch_size=2) == [6, 2, 8, 4]
+    assert sorted(batches) == [[1], [2], [3], [4]]
+    assert torch.get_num_threads() == 4
+
+
+def test_an_error_in_a_thread_ends_the_run(threads):
+    threads(2)
+    with pytest.raises(ZeroDivisionError):
+        run_by_length([1, 0, 2], int, lambda batch: [1 / number for number in batch], batch_size=2)
+    assert torch.get_num_threads() == 2
+
+
+def test_on_the_cpu_a_forward_has_no_more_tokens_than_pay(threads):
+    threads(1)
+    batches = []
+    run_by_length([400, 2000, 300, 500, 10], int, lambda batch: batches.append(batch) or batch)
+    assert batches == [[2000], [500, 400], [300, 10]]
+
+
+def test_linear_layers_give_in_onednn_what_they_give_in_mkl():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(24, 48), torch.nn.Linear(48, 8, bias=False))
+    halves = torch.nn.Linear(8, 8, dtype=torch.bfloat16)
+    inputs = torch.randn(2, 5, 24)
+    expected = layers(inputs)
+    with torch.inference_mode():
+        torch.testing.assert_close(in_onednn(layers)(inputs), expected)
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert all(type(layer) is not torch.nn.Linear for layer in layers)
+    assert type(in_onednn(halves)) is torch.nn.Linear
 
 
 def test_a_wrong_number_of_results_is_noticed():

@@ -80,6 +80,13 @@ def test_repeated_rows_are_scored_once(failing):
     assert failing == [["aa", "b"]]
 
 
+def test_texts_are_told_apart_from_what_they_look_like_as_json():
+    register_reward("typed")(lambda completions, target: [float(len(str(type(value)))) for value in target])
+    targets = ["1", 1, 1.0, "[1]", [1], "[1]", [1]]
+    scores = make_reward({"type": "typed"})(["a"] * 7, target=targets)
+    assert scores == [float(len(str(type(value)))) for value in targets]
+
+
 def test_a_score_that_is_not_finite_is_none(failing):
     assert make_reward({"type": "failing"})(["inf", "a", "nan"]) == [None, 1.0, None]
 

@@ -10,7 +10,6 @@ import torch
 
 from trl_ext.errors import ConfigError
 from trl_ext.rewards.models import (
-    MAX_CHARACTERS,
     check_batching,
     load_model,
     run_by_length,
@@ -53,22 +52,19 @@ def classify(
         model.config.pad_token_id = tokenizer.pad_token_id
     accepted = inspect.signature(model.forward).parameters
 
-    def run(batch: list[tuple[str, ...]]) -> list[list[float]]:
-        columns = [[tokenizable(text) for text in column] for column in zip(*batch, strict=True)]
-        encoded = tokenizer(*columns, truncation=True, max_length=max_length or min(most, MAX_TOKENS))
-        inputs: dict[str, list[list[int]]] = {key: rows for key, rows in encoded.items() if key in accepted}
-        for row, ids in enumerate(inputs["input_ids"]):
-            if not ids:  # no text, and a tokenizer that adds no special tokens: a model needs one token
-                for key, rows in inputs.items():
-                    rows[row] = [{"input_ids": tokenizer.pad_token_id, "attention_mask": 1}.get(key, 0)]
-        padded = pad_without_fast_tokenizer_warning(tokenizer, inputs, padding_side="right", return_tensors="pt")
+    def encode(item: tuple[str, ...]) -> dict[str, list[int]]:
+        encoded = tokenizer(*map(tokenizable, item), truncation=True, max_length=max_length or min(most, MAX_TOKENS))
+        row: dict[str, list[int]] = {key: values for key, values in encoded.items() if key in accepted}
+        if not row["input_ids"]:  # no text, and a tokenizer that adds no special tokens: a model needs one token
+            row = {key: [{"input_ids": tokenizer.pad_token_id, "attention_mask": 1}.get(key, 0)] for key in row}
+        return row
+
+    def run(batch: list[dict[str, list[int]]]) -> list[list[float]]:
+        padded = pad_without_fast_tokenizer_warning(tokenizer, batch, padding_side="right", return_tensors="pt")
         logits: list[list[float]] = model(**padded.to(model.device)).logits.float().tolist()
         return logits
 
-    def size(item: tuple[str, ...]) -> int:
-        return sum(min(len(text), MAX_CHARACTERS) for text in item)
-
-    return run_by_length(items, size, run, batch_size)
+    return run_by_length(list(map(encode, items)), lambda row: len(row["input_ids"]), run, batch_size)
 
 
 @register_reward("classifier", leans_on="transformers", needs_model=True, cost="200 ms")

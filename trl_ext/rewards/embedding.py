@@ -17,6 +17,7 @@ from trl_ext.rewards.diversity import prompt_groups
 from trl_ext.rewards.models import (
     MAX_CHARACTERS,
     check_batching,
+    in_onednn,
     is_empty,
     load_model,
     pad_right,
@@ -39,7 +40,7 @@ def _sentence_model(name: str, device: str) -> Any:
     if packaged is not None and packaged.submodule_search_locations:  # a wheel with the model: no download
         name = str(Path(packaged.submodule_search_locations[0]) / "model")
     try:
-        return SentenceTransformer(name, device=device).eval()
+        return in_onednn(SentenceTransformer(name, device=device).eval())
     except OSError as error:
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {' '.join(str(error).split()):.200}") from None
 

@@ -6,6 +6,7 @@ completion count, or what the model takes, if that is less; a context before it 
 beginning. Empty completions score 0.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from trl_ext.rewards.models import (
 )
 from trl_ext.rewards.registry import register_reward
 
+_AT_ONCE = 128  # tokens whose logits are in memory at once
 _PLACEHOLDER = re.compile(r"\{(prompt|target)\}")
 
 
@@ -45,7 +47,7 @@ class _Scored:
 
 
 class _LanguageModel:
-    """The shared options. A batch's logits take batch_size * max_length * vocabulary * 4 bytes: 0.8 GB for GPT-2."""
+    """The shared options. The logits of 128 tokens are in memory at once, where the model lets them be had apart."""
 
     def __init__(self, model: str, max_length: int, batch_size: int):
         check_batching(batch_size, max_length, shortest=2)
@@ -60,14 +62,12 @@ class _LanguageModel:
         known = [i for i, (before, ids) in enumerate(rows) if len(ids) > (not before)]
 
         def run(batch: list[tuple[list[int], list[int]]]) -> list[_Scored]:
-            ids, mask = pad_right([before + ids for before, ids in batch], model.device)
-            logits = model(input_ids=ids, attention_mask=mask).logits
-            scored = []
-            for row, (before, after) in enumerate(batch):
-                first, end = max(1, len(before)), len(before) + len(after)
-                loss = torch.nn.functional.cross_entropy(logits[row, first - 1 : end - 1].float(), ids[row, first:end])
-                scored.append(_Scored(float(loss), after))
-            return scored
+            ids, _ = pad_right([before + ids for before, ids in batch], model.device)
+            spans = [(max(1, len(before)), len(before) + len(after)) for before, after in batch]
+            rows = torch.cat([torch.full((end - first,), row) for row, (first, end) in enumerate(spans)])
+            places = torch.cat([torch.arange(first, end) for first, end in spans])
+            losses = _losses(model, ids, rows, places).split([end - first for first, end in spans])
+            return [_Scored(float(loss.mean()), after) for loss, (_, after) in zip(losses, batch, strict=True)]
 
         results = run_by_length([rows[i] for i in known], lambda row: len(row[0]) + len(row[1]), run, self.batch_size)
         scores = {distinct[i]: result for i, result in zip(known, results, strict=True)}
@@ -86,6 +86,34 @@ class _LanguageModel:
             end = tokenizable(context[-characters:], characters)
             before += tokenizer(end, add_special_tokens=False)["input_ids"][-room:]
         return before, ids
+
+
+def _losses(model: Any, ids: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """-log p of the tokens ids[rows, places], each after those before it: (N,) float32.
+
+    No mask: the padding is behind a text, where a causal model does not look.
+    """
+    targets = ids[rows, places]
+    if not _is_trunk_and_head(model):
+        logits = model(input_ids=ids).logits[rows, places - 1]
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    hidden, head = model.base_model(input_ids=ids).last_hidden_state[rows, places - 1], model.get_output_embeddings()
+    return torch.cat(
+        [
+            torch.nn.functional.cross_entropy(head(part).float(), wanted, reduction="none")
+            for part, wanted in zip(hidden.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True)
+        ]
+    )
+
+
+@functools.cache
+def _is_trunk_and_head(model: Any) -> bool:
+    """Whether the logits are the head of the last hidden state, nothing between or after (Gemma 2 caps them)."""
+    trunk, head, ids = model.base_model, model.get_output_embeddings(), torch.tensor([[0, 1, 2]], device=model.device)
+    if head is None or trunk is model:
+        return False
+    logits = model(input_ids=ids).logits
+    return torch.equal(head(trunk(input_ids=ids).last_hidden_state), logits)
 
 
 @register_reward("perplexity", leans_on="transformers", needs_model=True, cost="1 s")

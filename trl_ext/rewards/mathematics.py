@@ -50,7 +50,7 @@ class MathVerify:
             several = references if isinstance(references, list | tuple) else [references]
             answer = decisive(completion)
             rows.append([(str(reference), answer) for reference in several if reference is not None])
-        verdicts: dict[Pair, float | None] = {pair: _as_integers(*pair) for row in rows for pair in row}
+        verdicts: dict[Pair, float | None] = {pair: at_sight(*pair) for row in rows for pair in row}
         # Sorted, those of one reference are side by side, and a worker parses it once
         verdicts |= _POOL.judge(sorted(pair for pair, verdict in verdicts.items() if verdict is None), self.timeout)
         known = [[score for pair in row if (score := verdicts[pair]) is not None] for row in rows]
@@ -81,12 +81,30 @@ def decisive(completion: str) -> str:
     return box if content and not _PERCENT.search(completion.partition(box)[2]) else completion
 
 
-def _as_integers(reference: str, answer: str) -> float | None:
-    """Whether the boxed answer is the reference where both are integers, with or without separators; else None."""
+_PART = r"-?\d{1,9}(?:\\pi)?"
+_PLAIN = re.compile(
+    rf"(?! *$)(?:\d{{1,9}}(?:\.\d{{1,9}})?(?![\d.])|x(?:\^[2-9])?|[ ,()\[\]+-]|\\pi|\\infty"
+    rf"|\\(?:d?frac\{{{_PART}\}}|sqrt)\{{{_PART}\}}(?! *\d))+",
+    re.ASCII,
+)
+
+
+def at_sight(reference: str, answer: str) -> float | None:
+    """The verdict where it needs no math-verify, else None.
+
+    Both are integers, with or without separators, or the answer is missing; or both are the same plain LaTeX, which
+    math-verify leaves as it is on both sides and compares as text at last.
+    """
     ours, theirs = _INTEGER.fullmatch(answer), _INTEGER.fullmatch(reference)
-    if not ours or not theirs or not ours[1] or theirs[1]:
-        return None
-    return float(ours[2].replace(",", "") == theirs[2].replace(",", ""))
+    if theirs and not theirs[1]:
+        if not answer:
+            return 0.0
+        if ours and ours[1]:
+            return float(ours[2].replace(",", "") == theirs[2].replace(",", ""))
+    content = answer.removeprefix("\\boxed{").removesuffix("}")
+    if answer == f"\\boxed{{{content}}}" and reference == f"${content}$" and _PLAIN.fullmatch(content):
+        return 1.0
+    return None
 
 
 _CHUNK = 8

@@ -272,22 +272,23 @@ class Reward:
         count = len(arguments["completions"])
         if not self._per_completion:
             return self._call(arguments, list(range(count)))
-        rows = [dict(zip(arguments, values, strict=True)) for values in zip(*arguments.values(), strict=True)]
-        keys = [_identity(row) for row in rows]
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        known: dict[Any, float | None] = {}
-        stored: dict[Any, str | None] = {}
+        first: dict[Any, int] = {}
+        keys = zip(*map(_identities, arguments.values()), strict=True)
+        origin = [first.setdefault(key, row) for row, key in enumerate(keys)]
+        stored: dict[int, str | None] = {}
+        known: dict[int, float | None] = {}
         if self._cache is not None:
-            stored = {key: self._cache.key(rows[i]) for key, i in first.items()}
-            found = self._cache.read([name for name in stored.values() if name is not None])
-            known = {key: found[name] for key, name in stored.items() if name in found}
-        new = sorted((key for key in first if key not in known), key=first.__getitem__)
-        scores = self._call(arguments, [first[key] for key in new]) if new else []
+            for row in first.values():
+                stored[row] = self._cache.key({name: column[row] for name, column in arguments.items()})
+            found = self._cache.read(name for name in stored.values() if name is not None)
+            known = {row: found[name] for row, name in stored.items() if name in found}
+        new = [row for row in first.values() if row not in known]
+        scores = self._call(arguments, new) if new else []
         known.update(zip(new, scores, strict=True))
         if self._cache is not None:
-            fresh = {stored[key]: score for key, score in zip(new, scores, strict=True)}
+            fresh = {stored[row]: score for row, score in zip(new, scores, strict=True)}
             self._cache.write({name: score for name, score in fresh.items() if name is not None and score is not None})
-        return [known[key] for key in keys]
+        return [known[row] for row in origin]
 
     def _call(self, arguments: dict[str, list[Any]], rows: list[int]) -> Scores:
         assert self._scorer is not None
@@ -302,12 +303,21 @@ def _batch(completions: list[Any], prompts: list[Any] | None, columns: dict[str,
     return Batch(texts, [as_text(prompt) for prompt in prompts or [""] * len(texts)], columns, source=completions)
 
 
-def _identity(row: dict[str, Any]) -> Any:
-    """Equal for rows that are equal; what JSON cannot hold (images, tensors) is equal to itself alone."""
-    try:
-        return json.dumps(row)
-    except (TypeError, ValueError):
-        return tuple(value if isinstance(value, str) else id(value) for value in row.values())
+def _identities(column: list[Any]) -> list[Any]:
+    """Something to look each value up by: a text is its own, and each other object of the column is read once.
+
+    What JSON cannot hold (images, tensors) is equal to itself alone.
+    """
+    if all(type(value) is str for value in column):
+        return column
+    known: dict[int, Any] = {}
+    for value in column:
+        if id(value) not in known:
+            try:
+                known[id(value)] = value if isinstance(value, str) else ("as JSON", json.dumps(value))
+            except (TypeError, ValueError):
+                known[id(value)] = ("by itself", id(value))
+    return [known[id(value)] for value in column]
 
 
 def _rebuild(spec: dict[str, Any], plugins: Sequence[str], names: list[str], state: dict[str, Any]) -> Reward:

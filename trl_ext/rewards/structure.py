@@ -1,7 +1,6 @@
 """The form of a completion: its length, a pattern, a numbered list, thinking tags."""
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -68,21 +67,23 @@ class Length:
         self.unit, self.min, self.max, self.soft, self.tokenizer = unit, min, max, soft, tokenizer
 
     def __call__(self, completions: list[str]) -> list[float | None]:
-        measure = self._measure()
-        return [in_band(measure(text), self.min, self.max, self.soft) for text in completions]
+        lengths = self._lengths(completions)
+        scores = {length: in_band(length, self.min, self.max, self.soft) for length in set(lengths)}
+        return [scores[length] for length in lengths]
 
-    def _measure(self) -> Callable[[str], int]:
+    def _lengths(self, texts: list[str]) -> list[int]:
         if self.unit == "characters":
-            return len
+            return list(map(len, texts))
         if self.unit == "words":
-            return lambda text: len(text.split())
+            return list(map(len, map(str.split, texts)))
         if self.tokenizer is None:
-            return lambda text: sum(1 for _ in _PIECE.finditer(text))
+            return [sum(1 for _ in _PIECE.finditer(text)) for text in texts]
         tokenizer = _load_tokenizer(self.tokenizer)
         # tokenizers refuse lone surrogates; verbose warns of texts longer than the model's context
-        return lambda text: len(
-            tokenizer(text.encode("utf-8", "replace").decode(), add_special_tokens=False, verbose=False).input_ids
-        )
+        return [
+            len(tokenizer(text.encode("utf-8", "replace").decode(), add_special_tokens=False, verbose=False).input_ids)
+            for text in texts
+        ]
 
 
 @lru_cache(maxsize=8)
