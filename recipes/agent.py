@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from trl import GRPOConfig, get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 
 from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
 from trl_ext.agents.rollout import environment_rollout
@@ -20,11 +20,12 @@ from trl_ext.agents.trajectory import TrajectoryRecorder
 from trl_ext.recipe import RunReport, one_line_errors, parse_recipe_args
 from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, environment_of, load_agent_task
 from trl_ext.trainers.rollouts import RolloutsMixin
+from trl_ext.trainers.rollouts_config import RolloutsConfig
 
 TRAINERS = {
     "cispo": (CISPOTrainer, CISPOConfig, "agent.yaml"),
     "ppo": (PPOTrainer, PPOConfig, "agent_ppo.yaml"),
-    "grpo": (RolloutsMixin, GRPOConfig, "agent.yaml"),  # GRPOTrainer, with the dataset's rows for the episodes
+    "grpo": (RolloutsMixin, RolloutsConfig, "agent.yaml"),  # GRPOTrainer, with the dataset's rows for the episodes
 }
 
 
