@@ -52,6 +52,11 @@ class ResumableMixin(GRPOTrainer):
             SystemExit: with status 0, after a SIGTERM and the checkpoint that it led to (`enable_jit_checkpoint`).
         """
         checkpoint = checkpoints.resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        if not resume_from_checkpoint and any(Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+            warning = (
+                "output_dir %r has checkpoints of another run, which a later resume_from_checkpoint 'auto' may take"
+            )
+            logger.warning(warning, str(self.args.output_dir))
         self._saved_at = None
         self._newest = Path(checkpoint) if checkpoint else None
         output = super().train(checkpoint, *args, **kwargs)
