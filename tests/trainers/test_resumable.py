@@ -165,6 +165,14 @@ def test_an_error_that_is_not_the_disks_stays_what_it_is(tiny):
         trainer.train()
 
 
+def test_a_new_run_in_a_folder_with_checkpoints_is_told_so(tiny, caplog):
+    args = config(CISPOConfig, **EVERY_STEP, max_steps=1)
+    make_trainer(CISPOTrainer, tiny, args).train()
+    assert "of another run" not in caplog.text
+    make_trainer(CISPOTrainer, tiny, args).train()
+    assert f"output_dir '{args.output_dir}' has checkpoints of another run" in caplog.text
+
+
 def test_what_callbacks_write_is_under_the_seal(tiny):
     from trl_ext.rewards import RewardStateCallback, make_reward
 

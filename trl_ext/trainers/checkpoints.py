@@ -146,7 +146,10 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
     others = [path for path in found if path.resolve() not in keep]
     others.sort(key=lambda path: ((path / SEAL).is_file() or not (path / UNFINISHED).exists(), path.stat().st_mtime))
     for path in others[: max(len(found) - max(limit, len(keep)), 0)]:
-        discard(path)
+        try:
+            discard(path)
+        except OSError as error:  # no reason to end a run whose checkpoint is written
+            logger.warning("%s cannot be deleted: %s", path, error.strerror)
 
 
 def discard(checkpoint: Path) -> None:

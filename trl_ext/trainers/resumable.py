@@ -51,7 +51,10 @@ class ResumableMixin(GRPOTrainer):
             CheckpointError: the checkpoint that was named is not complete, or True was given and there is none.
             SystemExit: with status 0, after a SIGTERM and the checkpoint that it led to (`enable_jit_checkpoint`).
         """
-        checkpoint = checkpoints.resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        output_dir = str(self.args.output_dir)
+        checkpoint = checkpoints.resolve_checkpoint(resume_from_checkpoint, output_dir)
+        if checkpoint is None and any(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{checkpoints.SEAL}")):
+            logger.warning("output_dir %r has checkpoints of another run, which 'auto' may take later", output_dir)
         self._saved_at = None
         self._newest = Path(checkpoint) if checkpoint else None
         output = super().train(checkpoint, *args, **kwargs)
