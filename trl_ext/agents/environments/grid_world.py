@@ -27,8 +27,8 @@ class StraightWalker(ScriptedPlayer):
     """Any of the letters that lead closer to the goal: it always arrives, by a shortest way."""
 
     def choose(self, episode: Episode, rng: random.Random) -> str:
-        world = episode.environment
-        return rng.choice(world.closer_letters())
+        letters: list[str] = episode.environment.closer_letters()
+        return rng.choice(letters)
 
 
 class GridWorld(Environment):
