@@ -81,8 +81,8 @@ def _completeness(episode: Any, required: Sequence[str]) -> float:
 
 def _satisfaction(episode: Any) -> float:
     metrics, seconds = _get(episode, "metrics") or {}, _get(episode, "seconds") or {}
-    minutes_late = max(0.0, (seconds.get("episode", 0.0) - 30.0) / 60.0)
-    return max(0.0, 1.0 - 0.1 * metrics.get("invalid", 0) - 0.2 * minutes_late)
+    minutes_late = max(0.0, (float(seconds.get("episode", 0)) - 30.0) / 60.0)
+    return max(0.0, 1.0 - 0.1 * float(metrics.get("invalid", 0)) - 0.2 * minutes_late)
 
 
 def _actions(episode: Any) -> Iterable[str]:

@@ -230,8 +230,8 @@ class EmailSearch(Environment):
         return self._show("" if complete else "No e-mail has all of these words. With some of them:\n")
 
     def _filter(self, after: Any, before: Any, **parts: Any) -> str:
-        days = {"after": _day(after), "before": _day(before)}
-        kept = Filter(**{name: str(part or "") for name, part in parts.items()}, **days)
+        texts = {name: str(part or "") for name, part in parts.items()}
+        kept = Filter(texts["sender"], texts["recipient"], texts["subject"], _day(after), _day(before))
         self.shown, _ = self.index.search(self._query, kept, self.results)
         return self._show("")
 
