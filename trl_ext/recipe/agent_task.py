@@ -121,7 +121,7 @@ def _fit_tiny(agent_args: AgentArguments, training_args: GRPOConfig) -> str:
 def whole_walks(turns: list[dict[str, str]]) -> Dataset:
     """Demonstrated turns, whose prompts grow with a walk, as a text for each walk.
 
-    A model that is fitted to the whole text learns from the places, too, what a letter does: it needs fewer steps by far
+    A model that is fitted to the whole text learns from the places, too, what a letter does: it needs far fewer steps
     than one that is fitted to the letters alone, and has more to begin with.
     """
     following = [*turns[1:], {"prompt": "", "completion": ""}]
