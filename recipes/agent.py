@@ -18,21 +18,23 @@ from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
 from trl_ext.agents.rollout import environment_rollout
 from trl_ext.agents.trajectory import TrajectoryRecorder
 from trl_ext.recipe import RunReport, one_line_errors, parse_recipe_args
-from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, environment_of, load_agent_task
+from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, default_config, environment_of, load_agent_task
 from trl_ext.trainers.rollouts import RolloutsMixin
 
 TRAINERS = {
-    "cispo": (CISPOTrainer, CISPOConfig, "agent.yaml"),
-    "ppo": (PPOTrainer, PPOConfig, "agent_ppo.yaml"),
-    "grpo": (RolloutsMixin, GRPOConfig, "agent.yaml"),  # GRPOTrainer, with the dataset's rows for the episodes
+    "cispo": (CISPOTrainer, CISPOConfig),
+    "ppo": (PPOTrainer, PPOConfig),
+    "grpo": (RolloutsMixin, GRPOConfig),  # GRPOTrainer, with the dataset's rows for the episodes
 }
 
 
 def main() -> None:
     started = time.perf_counter()
-    trainer_class, config_class, config_file = TRAINERS[chosen_trainer(sys.argv[1:], list(TRAINERS))]
+    name = chosen_trainer(sys.argv[1:], list(TRAINERS))
+    trainer_class, config_class = TRAINERS[name]
+    config = Path(__file__).with_name(default_config(sys.argv[1:], name))
     agent_args, training_args, model_args = parse_recipe_args(
-        config_class, Path(__file__).with_name(config_file), __doc__, arguments_class=AgentArguments
+        config_class, config, __doc__, arguments_class=AgentArguments
     )
     task = load_agent_task(agent_args, model_args, training_args)
     rollout = environment_rollout(
@@ -55,7 +57,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
 
-    title = f"{agent_args.trainer.upper()}, {model_args.model_name_or_path} on {agent_args.environment}"
+    title = f"{name.upper()}, {model_args.model_name_or_path} on {agent_args.environment}"
     report = RunReport(trainer, task, title=title, started=started)
     report.measure("before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

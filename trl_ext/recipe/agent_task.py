@@ -58,6 +58,14 @@ def chosen_trainer(args: Sequence[str], choices: Sequence[str]) -> str:
     return name or choices[0]
 
 
+def default_config(args: Sequence[str], trainer: str) -> str:
+    """The config of a command line that names neither one nor a model: other environments than the grid need words."""
+    given = {key: value for key, value in itertools.pairwise(args) if key in ("--env", "--environment")}
+    if set(given.values()) - {"grid_world"}:
+        return "agent_smollm2.yaml"
+    return "agent_ppo.yaml" if trainer == "ppo" else "agent.yaml"
+
+
 def environment_of(agent_args: AgentArguments) -> Environment:
     """The environment that the arguments name.
 
