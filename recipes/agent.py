@@ -2,7 +2,14 @@ r"""Train a model on episodes of many turns in an environment, with CISPO, PPO o
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/agent.py
 
-NUMBERS
+With no arguments (recipes/agent.yaml) it needs no hub and no GPU: it fits a tiny model to walks in a 4x4 grid of which
+few steps are sure to lead closer to the goal, then trains it on the environment's rewards. `--trainer ppo`
+(recipes/agent_ppo.yaml) gives each turn its own reward. Episodes are in outputs/agent/trajectories: `trl-ext
+trajectories stats` and `show` read them.
+
+SmolLM2-135M-Instruct with LoRA searches a mailbox or plays 2048, both far too hard for it (recipes/agent_smollm2.yaml):
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/agent.py --env game_2048 --max_steps 2
 
 Options are those of the trainer's config, TRL's ModelConfig and the first group below; a YAML of them goes in with
 --config, and the command line wins over it. --resume_from_checkpoint latest goes on where a run was stopped.
@@ -18,22 +25,24 @@ from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
 from trl_ext.agents.rollout import environment_rollout
 from trl_ext.agents.trajectory import TrajectoryRecorder
 from trl_ext.recipe import RunReport, one_line_errors, parse_recipe_args
-from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, environment_of, load_agent_task
+from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, default_config, environment_of, load_agent_task
 from trl_ext.trainers.rollouts import RolloutsMixin
 from trl_ext.trainers.rollouts_config import RolloutsConfig
 
 TRAINERS = {
-    "cispo": (CISPOTrainer, CISPOConfig, "agent.yaml"),
-    "ppo": (PPOTrainer, PPOConfig, "agent_ppo.yaml"),
-    "grpo": (RolloutsMixin, RolloutsConfig, "agent.yaml"),  # GRPOTrainer, with the dataset's rows for the episodes
+    "cispo": (CISPOTrainer, CISPOConfig),
+    "ppo": (PPOTrainer, PPOConfig),
+    "grpo": (RolloutsMixin, RolloutsConfig),  # GRPOTrainer, with the dataset's rows for the episodes
 }
 
 
 def main() -> None:
     started = time.perf_counter()
-    trainer_class, config_class, config_file = TRAINERS[chosen_trainer(sys.argv[1:], list(TRAINERS))]
+    name = chosen_trainer(sys.argv[1:], list(TRAINERS))
+    trainer_class, config_class = TRAINERS[name]
+    config = Path(__file__).with_name(default_config(sys.argv[1:], name))
     agent_args, training_args, model_args = parse_recipe_args(
-        config_class, Path(__file__).with_name(config_file), __doc__, arguments_class=AgentArguments
+        config_class, config, __doc__, arguments_class=AgentArguments
     )
     task = load_agent_task(agent_args, model_args, training_args)
     rollout = environment_rollout(
@@ -56,7 +65,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
 
-    title = f"{agent_args.trainer.upper()}, {model_args.model_name_or_path} on {agent_args.environment}"
+    title = f"{name.upper()}, {model_args.model_name_or_path} on {agent_args.environment}"
     report = RunReport(trainer, task, title=title, started=started)
     report.measure("before")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

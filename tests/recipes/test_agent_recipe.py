@@ -12,7 +12,7 @@ from trl_ext import CISPOConfig, PPOConfig
 from trl_ext.agents.trajectory import read_trajectories
 from trl_ext.errors import ConfigError
 from trl_ext.recipe import parse_recipe_args
-from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, load_agent_task
+from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, default_config, load_agent_task, whole_walks
 from trl_ext.tracking.callbacks import read_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -30,6 +30,12 @@ def test_the_recipe_learns_and_leaves_its_episodes(tmp_path):
     assert len([one for one in episodes if one.step == 0]) >= 256
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "episode/success" in row]
     assert {"episode/turns", "episode/failed"} <= set(rows[0])
+
+
+def test_demonstrated_turns_become_a_text_for_each_walk():
+    turns = [("a1>c1:", "r"), ("a1>c1:rb1>c1:", "r"), ("d4>d1:", "l"), ("a1>a2:", "d"), ("a1>a2:da1>a2:", "u")]
+    walks = whole_walks([{"prompt": prompt, "completion": letter} for prompt, letter in turns])
+    assert walks["text"] == ["a1>c1:rb1>c1:r", "d4>d1:l", "a1>a2:da1>a2:u"]
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("agent*.yaml")), ids=lambda path: path.name)
@@ -50,6 +56,9 @@ def test_the_trainer_is_that_of_the_command_line_or_of_its_config(tmp_path):
     assert chosen_trainer(["--config", str(config), "--trainer", "cispo"], ["cispo", "ppo"]) == "cispo"
     with pytest.raises(ConfigError, match="trainer = 'dpo': must be one of cispo, ppo"):
         chosen_trainer(["--trainer", "dpo"], ["cispo", "ppo"])
+    assert default_config(["--seed", "1"], "cispo") == default_config(["--env", "grid_world"], "grpo") == "agent.yaml"
+    assert default_config([], "ppo") == "agent_ppo.yaml"
+    assert default_config(["--env", "game_2048"], "ppo") == "agent_smollm2.yaml"
 
 
 @pytest.mark.parametrize(

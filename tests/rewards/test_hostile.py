@@ -38,7 +38,7 @@ HOSTILE = [
     "nan inf -inf",
     "<think>" * 1_000,
 ]
-JUDGES = {"judge", "legal_validity", "medical_accuracy", "scientific_integrity"}  # need a server: test_judge.py
+JUDGES = {"judge", "legal_validity", "medical_accuracy", "ruler", "scientific_integrity"}  # need a server: elsewhere
 APART = {"comet", "bleurt"}  # need another environment: test_external.py
 TYPES = [name for name in list_rewards() if name not in JUDGES | APART]
 

@@ -12,7 +12,7 @@ from tests.rewards.memory import save_checkpoints
 from trl_ext.rewards import list_rewards
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"judge", "legal_validity", "medical_accuracy", "scientific_integrity", "comet", "bleurt"}
+ELSEWHERE = {"judge", "legal_validity", "medical_accuracy", "ruler", "scientific_integrity", "comet", "bleurt"}
 TYPES = [name for name in list_rewards() if name not in ELSEWHERE]  # those need a server or another environment
 
 # Texts of 80 characters, what tells repeated ones apart and the results take 1 KB, a sentence embedding 2 KB more. Kept

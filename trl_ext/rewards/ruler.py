@@ -120,7 +120,7 @@ class Ruler(ChatEndpoint):
         """
         distinct = [list({_shown(one): one for one in group}.values()) for group in groups]
         asked = [group for group in distinct if group]
-        forms = [Form(_RESPONSE_FORMAT, functools.partial(_rulings, count=len(group)), _ANSWER) for group in asked]
+        forms = [Form(_RESPONSE_FORMAT, functools.partial(_read, count=len(group)), _ANSWER) for group in asked]
         counts: Counter[str] = Counter()
         try:
             questions = [functools.partial(self._question, group) for group in asked]
@@ -189,7 +189,7 @@ def ruler(trajectories: Sequence[Any], model: str, **options: Any) -> list[Rulin
     return [None if messages is None else next(known) for messages in group]
 
 
-def _rulings(reply: str, count: int) -> list[Ruling]:
+def _read(reply: str, count: int) -> list[Ruling]:
     """The judge's words on trajectories 1 to `count`, in order. Text around the JSON is passed over.
 
     Raises:
