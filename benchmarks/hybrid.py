@@ -29,10 +29,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import RESULTS, write_table
+
 ROOT = Path(__file__).parents[1]
-RESULT = Path(__file__).parent / "results" / "hybrid.json"
-README = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- hybrid -->\n", "\n<!-- /hybrid -->"
+RESULT = RESULTS / "hybrid.json"
 SIZES = {"steps": 300, "start_steps": 900, "per_problem": 64}
 DEMONSTRATIONS = {"half_wrong": 0.5, "correct": 0.0}  # the share that is wrong
 
@@ -112,8 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = [run for run in read(output) if sizes.items() <= run["settings"].items()]
     draw(runs, output.with_suffix(".png"))
     if output == RESULT:
-        before, _, rest = README.read_text().partition(BEGIN)
-        README.write_text(before + BEGIN + table(runs) + END + rest.partition(END)[2])
+        write_table("hybrid", table(runs))
     print(table(runs))
 
 

@@ -30,10 +30,9 @@ from benchmarks import reward_data as data
 from benchmarks import reward_peers as peers
 from benchmarks.reward_data import GROUP, Rows
 from benchmarks.reward_peers import Peer
+from benchmarks.tables import RESULTS, write_table
 
-RESULT = Path(__file__).parent / "results" / "rewards.json"
-README = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- rewards -->\n", "\n<!-- /rewards -->"
+RESULT = RESULTS / "rewards.json"
 SENTIMENT = ["negative", "neutral", "positive"]
 PATTERN = r".*[a-z]{4,} [a-z]{4,}\."
 ENTAILMENT = ["contradiction", "neutral", "entailment"]
@@ -192,8 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     output = args.output
     if output is None and args.only == list(CASES) and args.completions == 512:
         output = RESULT
-        before, _, rest = README.read_text().partition(BEGIN)
-        README.write_text(before + BEGIN + table(result) + END + rest.partition(END)[2])
+        write_table("rewards", table(result))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=2) + "\n")

@@ -35,10 +35,9 @@ from typing import Any
 
 from benchmarks.ppo_vs_trl112 import make_tokenizer
 from benchmarks.rewards import machine
+from benchmarks.tables import RESULTS, write_table
 
-RESULT = Path(__file__).parent / "results" / "update.json"
-README = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- update -->\n", "\n<!-- /update -->"
+RESULT = RESULTS / "update.json"
 GROUP, GROUPS = 8, 10
 PROFILES = ("heavy-tailed", "uniform", "nearly constant")
 ZERO_VARIANCE = (0, 40, 80)  # percent
@@ -72,8 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     output = args.output
     if output is None and args == parse([]):
         output = RESULT
-        before, _, rest = README.read_text().partition(BEGIN)
-        README.write_text(before + BEGIN + table(result) + END + rest.partition(END)[2])
+        write_table("update", table(result))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=2) + "\n")

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from benchmarks import hybrid
+from benchmarks.tables import written_table
 from trl_ext import HybridConfig
 
 
@@ -71,10 +72,8 @@ def test_a_run_that_fails_ends_the_benchmark_and_keeps_what_is_there(tmp_path):
 
 def test_the_table_in_the_readme_is_that_of_the_result():
     """To bring it up to date: python -m benchmarks.hybrid"""
-    text = hybrid.README.read_text()
-    begin = text.index(hybrid.BEGIN) + len(hybrid.BEGIN)
     runs = hybrid.read(hybrid.RESULT)
-    assert text[begin : text.index(hybrid.END)] == hybrid.table(runs)
+    assert written_table("hybrid") == hybrid.table(runs)
     for mode in hybrid.ARMS:
         for kind in hybrid.DEMONSTRATIONS:
             assert len(hybrid.chosen(runs, mode, kind)) == 3, (mode, kind)
