@@ -96,14 +96,14 @@ CASES = {
     "rouge_l": Case("rouge_score", plain("rouge_l", lambda: peers.rouge("rougeL"))),
     "rouge_1": Case("rouge_score", plain("rouge_1", lambda: peers.rouge("rouge1"))),
     "levenshtein": Case(
-        "nltk.edit_distance", plain("levenshtein", lambda: peers.edit_distance(by_words=False)), naive=64
+        "nltk.edit_distance", plain("levenshtein", lambda: peers.edit_distance(by_words=False)), naive=32
     ),
     "levenshtein_rapidfuzz": Case("rapidfuzz", plain("levenshtein", peers.rapidfuzz)),
     "ter": Case(
         "sacrebleu TER",
         plain("ter", lambda: peers.sacrebleu("TER")),
-        naive=32,
-        tolerance=0.3,
+        naive=16,
+        tolerance=0.5,
         note="sacrebleu also takes a moved run of words for one edit, and looks for edits in a band of 25 words",
     ),
     "ter_nltk": Case(
