@@ -4,7 +4,7 @@ import random
 import pytest
 
 from trl_ext.agents.environment import take_turn
-from trl_ext.agents.environments.grid_world import MOVES, GridWorld, distance
+from trl_ext.agents.environments.grid_world import MOVES, GridWorld, demonstrations, distance
 from trl_ext.agents.players import Episode
 from trl_ext.errors import ActionError, ConfigError
 
@@ -119,3 +119,22 @@ def test_every_cell_moves_as_the_letter_says():
         (x, y), (dx, dy) = world.place, MOVES[letter]
         world.step(letter)
         assert world.place == (min(max(x + dx, 0), 3), min(max(y + dy, 0), 3))
+
+
+def closer_share(rows):
+    """How many of the letters lead closer."""
+    closer = 0
+    for row in rows:
+        world = GridWorld()
+        world.reset(start=row["prompt"][-6:-4], goal=row["prompt"][-3:-1])
+        closer += row["completion"] in world.closer_letters()
+    return closer / len(rows)
+
+
+def test_demonstrations_are_walks_some_letters_of_which_lead_closer():
+    rows = demonstrations(walks=300, right=0.5)
+    assert rows == demonstrations(walks=300, right=0.5) != demonstrations(walks=300, right=0.5, seed=1)
+    assert sum(len(row["prompt"]) == 6 for row in rows) == 300
+    by_chance = closer_share(demonstrations(walks=300, right=0.0))
+    assert closer_share(rows) == pytest.approx(0.5 + 0.5 * by_chance, abs=0.05)
+    assert closer_share(demonstrations(walks=300, right=1.0)) == 1.0
