@@ -19,9 +19,10 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = {"cispo": CISPOConfig, "ppo": PPOConfig, "grpo": GRPOConfig}
 
 
+@pytest.mark.slow
 def test_the_recipe_learns_and_leaves_its_episodes(tmp_path):
-    """A tenth of the run that the recipe's header speaks of."""
-    result = launch("agent.py", "--max_steps", "12", "--heldout_episodes", "128", "--output_dir", str(tmp_path))
+    """A quarter of the run that the recipe makes without arguments."""
+    result = launch("agent.py", "--max_steps", "20", "--heldout_episodes", "128", "--output_dir", str(tmp_path))
     assert result.returncode == 0, result.stderr[-3000:]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["heldout_after"] > summary["heldout_before"]

@@ -34,7 +34,7 @@ class AgentArguments(RecipeArguments):
         default="grid_world",
         metadata={"aliases": ["--env"], "help": f"{', '.join(list_environments())}, or module:Class."},
     )
-    env_options: Any = field(default=None, metadata={"help": "The environment's options, as JSON."})
+    env_options: str | None = field(default=None, metadata={"help": "The environment's options, as JSON."})
     episodes: int = field(default=4096, metadata={"help": "How many rows to train on."})
     heldout_episodes: int = field(default=0, metadata={"help": "How many more are measured before and after."})
     max_turns: int = field(default=10, metadata={"help": "Turns of the model in an episode."})
@@ -72,7 +72,7 @@ def environment_of(agent_args: AgentArguments) -> Environment:
     Raises:
         ConfigError: there is none, or it does not take the options.
     """
-    options = agent_args.env_options or {}
+    options: Any = agent_args.env_options or {}  # a mapping, from a YAML
     try:
         options = json.loads(options) if isinstance(options, str) else options
     except json.JSONDecodeError as error:
