@@ -56,3 +56,4 @@ messages = gather_object([message])
 if trainer.accelerator.is_main_process:
     assert torch.equal(*of_all)
     Path(job["result"]).write_text(json.dumps(messages))
+torch.distributed.destroy_process_group()  # its threads must not outlive Python

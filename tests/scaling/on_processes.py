@@ -21,3 +21,4 @@ for name, options in job["cases"].items():
     results[name] = run(name.split(":")[0], job["path"], 2, **options)
 if PartialState().is_main_process:
     torch.save(results, job["results"])
+torch.distributed.destroy_process_group()  # its threads must not outlive Python

@@ -33,3 +33,4 @@ trainer = trained(trainer_class, job["path"], args, model=load(job["path"], torc
 if trainer.accelerator.is_main_process:
     assert trainer.accelerator.num_processes == 2
     torch.save(weights(trainer.accelerator.unwrap_model(trainer.model)), job["weights"])
+torch.distributed.destroy_process_group()  # its threads must not outlive Python

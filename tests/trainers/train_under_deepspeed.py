@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 
 from tests.trainers.training import config, demonstrations, load, make_trainer, parity, ragged_rollout
@@ -47,3 +48,4 @@ if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     for lora in job["lora"]:
         train(job, lora)
+    torch.distributed.destroy_process_group()  # its threads must not outlive Python

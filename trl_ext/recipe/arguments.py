@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 import yaml
 from accelerate import PartialState
 from trl import GRPOConfig, ModelConfig, TrlParser
@@ -159,10 +160,13 @@ def _one_line(error: Exception, parser: argparse.ArgumentParser) -> str:
 def one_line_errors() -> Iterator[None]:
     """End the program with `error: ...` where trl-ext refused something or the disk is full or read-only.
 
-    Other errors keep their traceback.
+    Other errors keep their traceback. A program that comes to its end leaves its process group: torch's threads would
+    end it with an abort now and then, where they still run when Python is gone.
     """
     try:
         yield
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except TrlExtError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
