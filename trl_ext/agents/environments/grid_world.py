@@ -105,6 +105,25 @@ class GridWorld(Environment):
         return f"{_name(self.place)}>{_name(self.goal)}:"
 
 
+def demonstrations(walks: int = 2000, right: float = 0.05, seed: int = 0) -> list[dict[str, str]]:
+    """Walks to fit a model to before it learns: a row a turn, `prompt` all that was said and `completion` the letter.
+
+    A letter is one that leads closer with the chance `right`, otherwise any of the four. The model comes to walk like
+    that, and has looked at where it is and where it should be.
+    """
+    rng = random.Random(seed)
+    world = GridWorld()
+    rows = []
+    for _ in range(walks):
+        text, over = world.reset(seed=rng.random()), False
+        while not over:
+            letter = rng.choice(world.closer_letters() if rng.random() < right else list(MOVES))
+            rows.append({"prompt": text, "completion": letter})
+            step = world.step(letter)
+            text, over = text + letter + str(step.observation), step.terminated or step.truncated
+    return rows
+
+
 def distance(one: Cell, other: Cell) -> int:
     return abs(one[0] - other[0]) + abs(one[1] - other[1])
 
