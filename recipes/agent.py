@@ -3,8 +3,9 @@ r"""Train a model on episodes of many turns in an environment, with CISPO, PPO o
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/agent.py
 
 With no arguments (recipes/agent.yaml) it needs no hub and no GPU: it fits a tiny model to walks in a 4x4 grid of which
-few steps are sure to lead closer to the goal, then trains it on the environment's rewards. `--trainer ppo`
-(recipes/agent_ppo.yaml) gives each turn its own reward. Episodes are in outputs/agent/trajectories: `trl-ext
+half of the steps are sure to lead closer to the goal, then trains it on the environment's rewards. `--trainer ppo`
+(recipes/agent_ppo.yaml) gives each turn its own reward. Success goes from 0.14-0.21 to 0.97-1.00 with either, in 100 to
+240 s on a busy machine of 2 CPU cores (seeds 42, 0, 1). Episodes are in outputs/agent/trajectories: `trl-ext
 trajectories stats` and `show` read them.
 
 SmolLM2-135M-Instruct with LoRA searches a mailbox or plays 2048, both far too hard for it (recipes/agent_smollm2.yaml):
@@ -12,7 +13,8 @@ SmolLM2-135M-Instruct with LoRA searches a mailbox or plays 2048, both far too h
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/agent.py --env game_2048 --max_steps 2
 
 Options are those of the trainer's config, TRL's ModelConfig and the first group below; a YAML of them goes in with
---config, and the command line wins over it. --resume_from_checkpoint latest goes on where a run was stopped.
+--config, and the command line wins over it. --resume_from_checkpoint auto goes on where a run was stopped or
+killed.
 """
 
 import sys

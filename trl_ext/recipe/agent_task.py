@@ -19,7 +19,7 @@ from trl_ext.errors import ConfigError
 from trl_ext.recipe.arguments import RecipeArguments
 from trl_ext.recipe.task import Task, load_model
 
-WALKS, CLOSER, FIT_STEPS = 3000, 0.3, 400  # what the tiny model is fitted to, and for how many steps
+WALKS, CLOSER, FIT_STEPS = 3000, 0.5, 400  # what the tiny model is fitted to, and for how many steps
 
 
 @dataclass
