@@ -30,6 +30,21 @@ def test_a_run_resumed_between_two_generations_ends_where_an_unbroken_one_ends(t
     assert (weights(resumed.model) - weights(whole.model)).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("step", [4, 6], ids=["between two epochs", "in the second epoch"])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_run_resumed_after_its_first_epoch_goes_on_in_the_order_of_the_next(tiny, name, step):
+    """TRL shuffles by a generator that begins anew in a resumed run. An epoch of 16 prompts is 4 steps here."""
+    trainer_class, config_class = TRAINERS[name]
+    options = {"num_iterations": 1, "max_steps": 10, "num_generations": 2, "save_strategy": "steps", "save_steps": 2}
+    prompts = PROMPTS.select(range(16))
+    whole = make_trainer(trainer_class, tiny, config(config_class, **options), train_dataset=prompts)
+    whole.train()
+    assert whole.state.epoch == 2.5
+    resumed = make_trainer(trainer_class, tiny, config(config_class, **options), train_dataset=prompts)
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
+    assert (weights(resumed.model) - weights(whole.model)).abs().max() <= 1e-6
+
+
 def test_the_completions_in_use_are_what_makes_a_resume_exact(tiny):
     """Without them, which is TRL as it is, the same resume ends elsewhere."""
     options = {"num_iterations": 3, "steps_per_generation": 2, "max_steps": 10}

@@ -21,6 +21,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("self", "inputs"),
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_get_per_token_logps_and_entropies": ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
+    "_get_train_sampler": ("self", "dataset"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_maybe_log_save_evaluate": ("self", "tr_loss"),
     "_prepare_inputs": ("self", "generation_batch"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
@@ -36,6 +37,8 @@ class ResumableMixin(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._unsealed: Path | None = None
         self._saved_at: int | None = None
+        self._train_sampler: Any = None
+        self._orders_drawn = 0
         self._newest: Path | None = None
         self._preemption: PreemptionCallback | None = None
         if self.args.enable_jit_checkpoint:
@@ -55,7 +58,7 @@ class ResumableMixin(GRPOTrainer):
         checkpoint = checkpoints.resolve_checkpoint(resume_from_checkpoint, output_dir)
         if checkpoint is None and any(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{checkpoints.SEAL}")):
             logger.warning("output_dir %r has checkpoints of another run, which 'auto' may take later", output_dir)
-        self._saved_at = None
+        self._saved_at, self._orders_drawn = None, 0
         self._newest = Path(checkpoint) if checkpoint else None
         output = super().train(checkpoint, *args, **kwargs)
         step, last = self.state.global_step, self.state.max_steps
@@ -66,11 +69,20 @@ class ResumableMixin(GRPOTrainer):
             logger.warning("%s is at step %d of %d: there was nothing left to train", checkpoint, step, last)
         return output
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _run_epoch(self, *args: Any, epochs_trained: int, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed from its end: Trainer would make one step more
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        # TRL's sampler draws each epoch's order from a generator of its own, which begins anew in a resumed run
+        generator = getattr(self._train_sampler, "generator", None)
+        while generator is not None and self._orders_drawn < epochs_trained:
+            torch.randperm(self._train_sampler.num_samples, generator=generator)
+            self._orders_drawn += 1
+        super()._run_epoch(*args, epochs_trained=epochs_trained, **kwargs)
 
     # Writing
 
