@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 
 from tests.agents.talk import ROWS, Faulty, Talk
+from tests.ending import end_together
 from tests.trainers.training import config, make_trainer, weights
 from trl_ext import CISPOConfig, CISPOTrainer
 from trl_ext.agents.environment_reward import environment_reward
@@ -56,4 +57,4 @@ messages = gather_object([message])
 if trainer.accelerator.is_main_process:
     assert torch.equal(*of_all)
     Path(job["result"]).write_text(json.dumps(messages))
-torch.distributed.destroy_process_group()  # its threads must not outlive Python
+end_together()

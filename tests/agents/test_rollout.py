@@ -399,8 +399,8 @@ def test_what_a_rollout_reads_of_a_trainer_is_in_the_contract():
 def test_processes_keep_step_and_groups_are_those_of_all_of_them(tiny, tmp_path):
     """12 rows in groups of 4 on two processes, whose episodes end at different times; then both end with one report."""
     job = {"path": tiny, "folder": str(tmp_path / "t"), "result": str(tmp_path / "result.json")}
-    script = Path(__file__).parent / "rollout_on_processes.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), json.dumps(job)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "tests.agents.rollout_on_processes", json.dumps(job)]
     result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = json.loads((tmp_path / "result.json").read_text())

@@ -1,3 +1,4 @@
+import os
 import random
 import subprocess
 import sys
@@ -72,13 +73,17 @@ def test_the_faster_parser_reads_what_math_verify_reads(plain_first: None) -> No
 
 
 def test_the_faster_comparison_finds_what_math_verify_finds() -> None:
-    """In a process of its own: what else has been computed in one can change what math-verify itself finds."""
+    """In a process of its own: what else has been computed in one, and in which order sets are gone through, can
+    change what math-verify itself finds."""
     program = "from tests.rewards.test_math_worker import compare_both; compare_both()"
-    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True, timeout=300)
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=300, env=environment)
 
 
 def compare_both() -> None:
     from math_verify import verify
+    from sympy.core.random import seed  # by which sympy tries out numbers where it finds no proof
 
     draw = random.Random(1)
     pairs = [tuple(pair.split("=")) for pair in items(PAIRS)]
@@ -87,8 +92,10 @@ def compare_both() -> None:
         (math_worker._parse_anew(f"${a}$", True), math_worker._parse_anew(rf"\boxed{{{b}}}", False)) for a, b in pairs
     ]
     forget()
+    seed(0)
     expected = [verify(gold, answer, timeout_seconds=None) for gold, answer in answers]
     assert 15 < sum(expected[: len(items(PAIRS))]) < len(items(PAIRS)) - 5
     math_worker.speed_up()
     forget()
+    seed(0)
     assert [verify(gold, answer, timeout_seconds=None) for gold, answer in answers] == expected

@@ -213,8 +213,8 @@ def test_bad_options_are_refused(options, message):
 def test_a_group_that_is_spread_over_processes_is_judged_whole_and_once(endpoint, tmp_path):
     """Two processes, three rows each, of groups of two, three and one; then the endpoint fails for one of them."""
     endpoint.answer = by_text({str(i): i / 10 for i in range(6)})
-    script = Path(__file__).parent / "ruler_on_processes.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "tests.rewards.ruler_on_processes"]
     result = subprocess.run(
         [*command, endpoint.url, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )

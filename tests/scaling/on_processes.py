@@ -7,6 +7,7 @@ import sys
 import torch
 from accelerate import PartialState
 
+from tests.ending import end_together
 from tests.scaling.cases import run
 
 if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
@@ -21,4 +22,4 @@ for name, options in job["cases"].items():
     results[name] = run(name.split(":")[0], job["path"], 2, **options)
 if PartialState().is_main_process:
     torch.save(results, job["results"])
-torch.distributed.destroy_process_group()  # its threads must not outlive Python
+end_together()

@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.ending import end_together
 from tests.trainers.lean_runs import Lean, config, distance, letters_on_one_process, nothing, saved, trained
 from trl_ext import CISPOConfig, CISPOTrainer, HybridConfig, HybridTrainer, PPOConfig, PPOTrainer
 
@@ -36,4 +36,4 @@ for name, (lean, plain, config_class, options, more) in runs.items():
     found[name] = [distance(*pair, path), *saved(pair[0])]
 if pair[0].accelerator.is_main_process:
     Path(result).write_text(json.dumps(found))
-torch.distributed.destroy_process_group()  # its threads must not outlive Python
+end_together()

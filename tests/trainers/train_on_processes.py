@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from tests.ending import end_together
 from tests.trainers.training import (
     config,
     demonstrations,
@@ -33,4 +34,4 @@ trainer = trained(trainer_class, job["path"], args, model=load(job["path"], torc
 if trainer.accelerator.is_main_process:
     assert trainer.accelerator.num_processes == 2
     torch.save(weights(trainer.accelerator.unwrap_model(trainer.model)), job["weights"])
-torch.distributed.destroy_process_group()  # its threads must not outlive Python
+end_together()

@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from peft import LoraConfig
 
+from tests.ending import end_together
 from tests.trainers.training import config, demonstrations, load, make_trainer, parity, ragged_rollout
 from trl_ext import HybridConfig, HybridTrainer
 from trl_ext.errors import ConfigError
@@ -48,4 +48,4 @@ if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     for lora in job["lora"]:
         train(job, lora)
-    torch.distributed.destroy_process_group()  # its threads must not outlive Python
+    end_together()
