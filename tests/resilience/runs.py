@@ -28,7 +28,7 @@ from trl_ext.trainers import checkpoints, cispo_trainer, preemption  # noqa: F40
 
 ROOT = Path(__file__).parents[2]
 # what differs from one of two equal runs to the other; train_loss is a mean over the steps of the last process
-UNEQUAL = ("train_runtime", "eval_runtime", "_per_second", "step_time", "train_loss")
+UNEQUAL = ("train_runtime", "eval_runtime", "_per_second", "step_time", "train_loss", "preparation_time")
 REWARDS = """
 import asyncio, os, time
 

@@ -76,7 +76,6 @@ class ResumableMixin(GRPOTrainer):
     def _run_epoch(self, *args: Any, epochs_trained: int, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed from its end: Trainer would make one step more
             self.control.should_training_stop = True
-            self._load_rng_state(kwargs["resume_from_checkpoint"])  # for what is sampled afterwards
             return
         # TRL's sampler draws each epoch's order from a generator of its own, which begins anew in a resumed run
         generator = getattr(self._train_sampler, "generator", None)
