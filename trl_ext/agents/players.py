@@ -1,13 +1,12 @@
 """Who plays: the interface, an episode as a player sees it, and players that know an environment from inside."""
 
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_ext.agents.environment import Messages, Step, as_messages
+from trl_ext.agents.environment import Messages, Step
 from trl_ext.agents.trajectory import Trajectory
 
 
@@ -39,18 +38,7 @@ class Episode:
 
     def add(self, step: Step) -> None:
         """Take what the environment answers to a reply."""
-        trajectory, info = self.trajectory, step.info
-        trajectory.messages += as_messages(step.observation)
-        trajectory.rewards.append(step.reward)
-        if trajectory.completion_ids:
-            trajectory.turn_ends.append(len(trajectory.completion_ids) - 1)
-        numbers = {name: value for name, value in info.items() if isinstance(value, int | float)}
-        trajectory.metrics |= {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
-        trajectory.metrics["invalid"] = self.invalid + ("invalid" in info)
-        if "success" in info:
-            trajectory.success = bool(info["success"])
-        trajectory.terminated = step.terminated
-        trajectory.truncated = "environment" if step.truncated and not step.terminated else ""
+        self.trajectory.add(step)
 
     def fail(self, error: BaseException) -> None:
         """The episode ends here, and says nothing about the player."""
