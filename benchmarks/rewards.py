@@ -8,7 +8,8 @@ Each reward scores a batch of completions (by default 512, 8 to a prompt) that i
 nothing is in a cache. In the same run, before or after it in turns, a naive reward factory scores the first of the same
 completions, all of them where it is not too slow: a scorer or model of the same library that is loaded once and then
 called once for each completion and its reference. Times are for a completion. Both must give the same scores, within
-the tolerance that the result shows, or the run stops. Models and worker processes have been started before.
+the tolerance that the result shows, or the run stops. Both sides have scored a batch before: models are loaded, worker
+processes run, and what a parser builds when it meets a form for the first time is built.
 
 The result is the median over the repeats. It goes to --output as JSON. A run of all rewards with 512 completions and
 without --output becomes the result that the project shows: results/rewards.json, and the table in benchmarks/README.md.
@@ -220,7 +221,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path, bar: Any) -> dict
         return [peer(*row) for row in zip(rows.completions, rows.prompts, rows.target, strict=True)]
 
     warm = case.rows(args.seed + args.repeats, prompts)
-    ours(warm.head(8 * GROUP)), theirs(warm.head(GROUP))
+    ours(warm), theirs(warm)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     difference = 0.0
     for repeat in range(args.repeats):
