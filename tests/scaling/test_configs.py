@@ -1,8 +1,5 @@
 """Every file of accelerate_configs/ goes through Accelerate's own loader and launcher, up to the plugin it makes."""
 
-import os
-from pathlib import Path
-
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, patch_environment

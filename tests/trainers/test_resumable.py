@@ -152,9 +152,7 @@ def test_a_real_disk_that_is_full_is_one_line(tiny, mounted, weights_too):
     assert str(error.value).endswith("; there is none before it")
 
 
-def test_a_real_disk_that_becomes_read_only_is_one_line_and_the_checkpoint_before_is_intact(
-    interrupted, mounted, tiny
-):
+def test_a_real_disk_that_becomes_read_only_is_one_line_and_the_checkpoint_before_is_intact(interrupted, mounted, tiny):
     disk = mounted(10_000_000)
 
     def fault(folder):

@@ -29,7 +29,9 @@ from trl_ext.rewards.models import (
 from trl_ext.rewards.registry import register_reward
 
 _AT_ONCE = 128  # tokens whose logits are in memory at once
-_IN_CACHE = 8  # of these, tokens whose softmax a CPU takes at once: half the time, as their float32 logits stay in its cache
+_IN_CACHE = (
+    8  # of these, tokens whose softmax a CPU takes at once: half the time, as their float32 logits stay in its cache
+)
 _PLACEHOLDER = re.compile(r"\{(prompt|target)\}")
 
 
