@@ -152,6 +152,14 @@ def test_auto_is_a_new_run_where_there_is_nothing_and_true_is_an_error(out, tmp_
             resolve_checkpoint(True, empty)
 
 
+def test_what_was_found_complete_is_not_read_again(out, monkeypatch):
+    for named in ("auto", str(out / "checkpoint-6")):
+        found = resolve_checkpoint(named, out)
+        with monkeypatch.context() as patch:
+            patch.setattr("trl_ext.trainers.checkpoints.find_damage", lambda checkpoint: pytest.fail("it was read"))
+            assert resolve_checkpoint(found, out) == found == str(out / "checkpoint-6")
+
+
 def test_rotation_deletes_the_oldest_and_torn_ones_first_and_keeps_what_it_is_told(out):
     def left():
         return sorted(path.name for path in out.glob("checkpoint-*"))

@@ -30,6 +30,10 @@ _CHUNK = 2**24
 logger = logging.getLogger(__name__)
 
 
+class _Checked(str):
+    """A path that `resolve_checkpoint` gave: its files, which may be many GB, are not read again."""
+
+
 def newest_complete_checkpoint(output_dir: str | Path, at_most: int | None = None) -> Path | None:
     """The checkpoint of the highest step (`at_most` this one) that is complete; None if there is none.
 
@@ -73,19 +77,21 @@ def resolve_checkpoint(resume: str | bool | None, output_dir: str | Path) -> str
     """
     if resume is None or resume is False:
         return None
+    if isinstance(resume, _Checked):
+        return resume
     if resume is True or resume == "auto":
         found = _newest_on_all_machines(output_dir)
         if found is None and resume is True:
             raise CheckpointError(
                 f"no complete checkpoint in {str(output_dir)!r}: give resume_from_checkpoint 'auto' to start anew then"
             )
-        return found
+        return found and _Checked(found)
     looks = PartialState().is_local_main_process
     damages: list[str | None] = gather_object([find_damage(resume)] if looks else [])
     for damage in damages:
         if damage is not None:
             raise CheckpointError(f"checkpoint {resume!r} cannot be resumed from: {damage}")
-    return str(resume)
+    return _Checked(resume)
 
 
 def _newest_on_all_machines(output_dir: str | Path) -> str | None:
