@@ -125,7 +125,7 @@ def _in_two_stages(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _digits_at_once(parse: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    from sympy import Integer  # type: ignore[import-untyped]
+    from sympy import Integer
 
     def parse_digits_at_once(reader: Any, text: str) -> Any:
         digits = text.replace(",", "")
