@@ -14,6 +14,7 @@ from trl_ext.trainers.checkpoints import (
     SEAL,
     UNFINISHED,
     digest,
+    discard,
     find_damage,
     newest_complete_checkpoint,
     resolve_checkpoint,
@@ -150,6 +151,16 @@ def test_auto_is_a_new_run_where_there_is_nothing_and_true_is_an_error(out, tmp_
             CheckpointError, match=r"no complete checkpoint in '.*': give resume_from_checkpoint 'auto'"
         ):
             resolve_checkpoint(True, empty)
+
+
+def test_a_checkpoint_whose_deletion_does_not_end_has_lost_its_name_and_goes_later(out, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+        discard(out / "checkpoint-2")
+    assert not (out / "checkpoint-2").exists()
+    assert (out / "deleting-checkpoint-2").is_dir()
+    rotate(out, None, set())
+    assert not (out / "deleting-checkpoint-2").exists()
 
 
 def test_what_was_found_complete_is_not_read_again(out, monkeypatch):
