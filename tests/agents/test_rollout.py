@@ -200,6 +200,33 @@ def test_a_turn_that_is_cut_off_by_the_budget_is_no_action(tiny):
     assert Counting.steps == sum(one.turns for one in output["trajectory"])
 
 
+class Endless(Talk):
+    """Never ends by itself, as games of Gymnasium with a limit of their own would."""
+
+    ends = 0.0
+
+
+class Patient(Endless):
+    max_turns = 12
+
+
+@pytest.mark.parametrize(
+    ("environment", "max_turns", "turns"), [(Endless, None, 10), (Patient, None, 12), (Patient, 4, 4)]
+)
+def test_the_environment_says_how_many_turns_there_are_unless_the_user_does(tiny, environment, max_turns, turns):
+    rollout = {"max_turns": max_turns, "max_turn_tokens": 1}
+    trainer = trainer_for(tiny, environment=environment, rollout=rollout, config_options={"max_completion_length": 120})
+    (one,) = play(trainer, ROWS.select(range(1)))["trajectory"]
+    assert (one.turns, one.truncated) == (turns, "max_turns")
+
+
+def test_an_episode_knows_when_its_environment_was_called(tiny):
+    (one,) = play(trainer_for(tiny, environment=Endless), ROWS.select(range(1)))["trajectory"]
+    assert len(one.called_at) == len(one.called_for) == one.turns + 1  # the reset, then each turn
+    assert one.called_at == sorted(one.called_at)
+    assert sum(one.called_for) == pytest.approx(one.seconds["environment"])
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_run_trains_and_logs_and_records_its_episodes(tiny, tmp_path, name):
     rows = ROWS.map(lambda row: {"prompt": str(row["seed"])})  # GRPOTrainer tells rows by their prompts

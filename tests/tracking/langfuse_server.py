@@ -67,7 +67,9 @@ def _spans(body: bytes) -> list[dict[str, Any]]:
 
 def _value(value: Any) -> Any:
     found = getattr(value, value.WhichOneof("value"))
-    return json.loads(found) if isinstance(found, str) and found[:1] in '"{[-0123456789tfn' and _is_json(found) else found
+    return (
+        json.loads(found) if isinstance(found, str) and found[:1] in '"{[-0123456789tfn' and _is_json(found) else found
+    )
 
 
 def _is_json(text: str) -> bool:
