@@ -253,7 +253,8 @@ def _show(bar: Any, episodes: list[SampledEpisode]) -> None:
     over = [episode.trajectory for episode in episodes if not episode.playing]
     rewards = [trajectory.reward for trajectory in over if trajectory.reward is not None]
     bar.n = len(over)
-    bar.set_postfix(reward=f"{sum(rewards) / max(len(rewards), 1):.3g}", failed=len(over) - len(rewards))
+    mean = f"{sum(rewards) / len(rewards):.3g}" if rewards else "-"
+    bar.set_postfix(reward=mean, failed=len(over) - len(rewards))
 
 
 def _by_prompt(trainer: Any) -> dict[str, dict[str, Any]]:
