@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from trl import GRPOConfig, GRPOTrainer
 
 import trl_ext.agents
+from tests.agents.per_turn import UNDISCOUNTED, Keeping, returns
 from tests.agents.talk import ROWS, AsyncTalk, Faulty, Talk
 from tests.trainers.training import config, load, make_trainer, weights
 from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
@@ -249,41 +250,22 @@ def test_a_run_trains_and_logs_and_records_its_episodes(tiny, tmp_path, name):
     assert all(first[i].row == first[i - i % size].row for i in range(8))  # TRL's order: a group's rows side by side
 
 
-class Keeping(PPOTrainer):
-    """Keeps what a rollout became."""
-
-    def _generate_and_score_completions(self, inputs):
-        self.inputs, self.output = inputs, super()._generate_and_score_completions(inputs)
-        return self.output
-
-
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_ppo_leaves_each_turns_reward_on_the_turns_last_token(tiny, weight):
-    """gamma = lam = 1 and values of 0: a token's return is what its turn and the later ones still bring."""
-    ours = {
-        "num_generations": 1,
-        "lam": 1.0,
-        "gamma": 1.0,
-        "kl_coef": 0.0,
-        "max_steps": 1,
-        "reward_weights": [weight, 1.0],
-    }
-    TRAINERS["Keeping"] = (Keeping, PPOConfig)
-
     def constant(completions, **columns):
         return [10.0] * len(completions)
 
-    trainer = trainer_for(tiny, "Keeping", config_options=ours, reward_funcs=[environment_reward, constant])
+    TRAINERS["Keeping"] = (Keeping, PPOConfig)
+    trainer = trainer_for(
+        tiny,
+        "Keeping",
+        config_options={**UNDISCOUNTED, "reward_weights": [weight, 1.0]},
+        reward_funcs=[environment_reward, constant],
+    )
     trainer.train()
-    seen = 0
-    for row, one in enumerate(trainer.inputs):
-        one = one["trajectory"]
-        for place, mine in enumerate(one.mask):
-            to_come = sum(r for end, r in zip(one.turn_ends, one.rewards, strict=True) if end >= place)
-            expected = weight * to_come + 10.0 if mine else 0.0
-            assert trainer.output["returns"][row, place].item() == pytest.approx(expected, abs=1e-4)
-        seen += len(one.rewards) > 1
-    assert seen > 2
+    found, expected = zip(*returns(trainer, weight, at_the_end=10.0), strict=True)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert sum(row["trajectory"].turns > 1 for row in trainer.inputs) > 2
 
 
 @pytest.mark.parametrize("name", TRAINERS)

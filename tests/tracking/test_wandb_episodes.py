@@ -3,7 +3,7 @@ import re
 import pytest
 
 from tests.agents.test_rollout import trainer_for
-from tests.tracking.played import DONE
+from tests.tracking.played import DONE, FAILED, LOST
 from tests.tracking.wandb_run import OfflineRun
 from trl_ext.agents.trajectory import TrajectoryRecorder, read_trajectories
 from trl_ext.tracking.episodes import Played
@@ -67,12 +67,17 @@ def test_a_run_has_tables_of_its_episodes_and_actions_its_metrics_and_its_model(
 
 def test_the_table_of_actions_is_bounded_and_its_texts_are(wandb, tmp_path):
     with wandb.init(project="x"):
-        WandbEpisodes(actions=3, most_text=10).write([Played("train", DONE)] * 4, 1)
+        WandbEpisodes(actions=3, most_text=10).write([Played("train", one) for one in (FAILED, DONE, LOST, DONE)], 1)
     wandb.teardown()
     run = OfflineRun(tmp_path)
     (actions,) = run.tables("actions")
-    assert [(row["episode"], row["turn"]) for row in actions] == [(2, 2), (3, 1), (3, 2)]
+    assert [(row["episode"], row["turn"]) for row in actions] == [(1, 2), (3, 1), (3, 2)]
     assert re.fullmatch(r"\{\"name\": \"\.\.\. \(35 characters\)", actions[0]["action"])
+
+    (episodes,) = run.tables("episodes")
+    assert [(row["reward"], row["success"], row["failure"]) for row in episodes[:2]] == [
+        (None, None, "turn 1: ValueError: broken"), (0.75, True, ""),
+    ]  # fmt: skip
 
 
 def test_without_a_run_nothing_is_written(wandb):

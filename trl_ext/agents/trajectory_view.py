@@ -85,4 +85,3 @@ def _ending(one: Trajectory) -> str:
     end = "over" if one.terminated else f"cut off ({one.truncated})" if one.truncated else "unfinished"
     outcome = "success" if one.success else "no success"
     return f"{end}, {outcome}, reward {one.reward:.4g}, {one.turns} turns, {one.sampled_tokens} tokens sampled"
-

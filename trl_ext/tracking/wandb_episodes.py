@@ -19,7 +19,6 @@ class WandbEpisodes(EpisodeTracker):
         self.actions, self.most_text = actions, most_text
 
     def write(self, episodes: list[Played], step: int) -> None:
-        import pandas as pd
         import wandb
 
         if wandb.run is None:
@@ -28,5 +27,9 @@ class WandbEpisodes(EpisodeTracker):
             "episodes": episode_rows(episodes, self.most_text),
             "actions": action_rows(episodes, self.most_text)[-self.actions :],
         }
-        logged = {name: wandb.Table(dataframe=pd.DataFrame(rows)) for name, rows in tables.items() if rows}
+        logged = {
+            name: wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            for name, rows in tables.items()
+            if rows
+        }
         wandb.log({**logged, "train/global_step": step})
