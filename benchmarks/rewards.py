@@ -1,17 +1,20 @@
 """How long rewards take for a batch, against one call of the library for each completion.
 
-    python -m benchmarks.rewards                               all of them, about 10 minutes on 2 cores
-    python -m benchmarks.rewards --only math rouge_l           some of them
-    python -m benchmarks.rewards --completions 16 --repeats 1  a try, in about a minute
+    python -m benchmarks.rewards                           all of them, about 12 minutes on 2 cores
+    python -m benchmarks.rewards --only math rouge_l       some of them, only printed; --record them
+    python -m benchmarks.rewards --completions 16 --repeats 1 --seconds 0     a try, in a minute
 
 Each reward scores a batch of completions (by default 512, 8 to a prompt) that is drawn anew for each repeat, so that
-nothing is in a cache. In the same run, before or after it in turns, a naive reward factory scores the first of the same
-completions, all of them where it is not too slow: a scorer or model of the same library that is loaded once and then
-called once for each completion and its reference. Times are for a completion. Both must give the same scores, within
-the tolerance that the result shows, or the run stops. Models and worker processes have been started before.
+nothing is in a cache. Quick rewards are repeated up to ten times as often, until --seconds are measured. In the same
+run, before or after it in turns, a naive reward factory scores the first of the same completions, all of them where it
+is not too slow: a scorer or model of the same library that is loaded once and then called once for each completion and
+its reference. Times are for a completion. Both must give the same scores, within the tolerance that the result shows,
+or the run stops. Both sides have scored a batch before: models are loaded, worker processes run, and what a parser
+builds when it meets a form for the first time is built.
 
 The result is the median over the repeats. It goes to --output as JSON. A run of all rewards with 512 completions and
 without --output becomes the result that the project shows: results/rewards.json, and the table in benchmarks/README.md.
+With --record a run of some becomes their rows in it.
 """
 
 import argparse
@@ -171,12 +174,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--completions", type=int, default=512, help="of a batch; slow peers get its first (default: %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="batches (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="batches at least (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of both sides together (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first batch (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the result goes, see above")
+    parser.add_argument("--record", action="store_true", help="make it a part of the result that the project shows")
     args = parser.parse_args(argv)
     if args.completions < GROUP or args.repeats < 1:
         parser.error(f"--completions must be {GROUP} or more, --repeats 1 or more")
+    if args.record and (args.completions != 512 or args.output is not None):
+        parser.error("--record goes with 512 completions and without --output")
+    args.record |= args.output is None and args.only == list(CASES) and args.completions == 512
     return args
 
 
@@ -185,12 +193,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from tqdm import tqdm
 
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(args.only) * args.repeats, file=sys.stderr) as bar:
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(args.only), file=sys.stderr) as bar:
         rows = [measure(name, args, Path(folder, name), bar) for name in args.only]
-    result = {"machine": machine(), "repeats": args.repeats, "seed": args.seed, "rewards": rows}
+    result = {"machine": machine(), "seed": args.seed, "rewards": rows}
     output = args.output
-    if output is None and args.only == list(CASES) and args.completions == 512:
+    if args.record:
         output = RESULT
+        recorded = json.loads(RESULT.read_text())["rewards"] if args.only != list(CASES) else []
+        measured = {row["reward"]: row for row in [*recorded, *rows]}
+        result["rewards"] = [measured[name] for name in CASES if name in measured]
         write_table("rewards", table(result))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -219,11 +230,12 @@ def measure(name: str, args: argparse.Namespace, folder: Path, bar: Any) -> dict
         rows = rows.head(naive)
         return [peer(*row) for row in zip(rows.completions, rows.prompts, rows.target, strict=True)]
 
-    warm = case.rows(args.seed + args.repeats, prompts)
-    ours(warm.head(8 * GROUP)), theirs(warm.head(GROUP))
+    warm = case.rows(args.seed + 10 * args.repeats, prompts)
+    ours(warm), theirs(warm)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     difference = 0.0
-    for repeat in range(args.repeats):
+    repeat = 0
+    while repeat < args.repeats or (repeat < 10 * args.repeats and sum(map(sum, seconds.values())) < args.seconds):
         rows = case.rows(args.seed + repeat, prompts)
         sides = [("ours", ours), ("theirs", theirs)]
         scores = {}
@@ -233,7 +245,8 @@ def measure(name: str, args: argparse.Namespace, folder: Path, bar: Any) -> dict
             scores[side] = score(rows)
             seconds[side].append(time.perf_counter() - start)
         difference = max(difference, compare(name, scores["ours"][:naive], scores["theirs"]))
-        bar.update()
+        repeat += 1
+    bar.update()
     counts = {"ours": prompts * GROUP, "theirs": naive}
     each = {side: statistics.median(seconds[side]) / counts[side] for side in counts}
     return {
@@ -282,10 +295,10 @@ def table(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines = [
         f"{machine['cpu_cores']} CPU cores, torch {machine['torch']}, transformers {machine['transformers']}; "
-        f"medians of {result['repeats']} batches, in milliseconds for a completion.",
+        "medians over the batches, in milliseconds for a completion.",
         "",
-        "| reward | one at a time | so many | ms | trl-ext: so many | ms | times faster | scores differ by |",
-        "|---|---|---|---|---|---|---|---|",
+        "| reward | one at a time | so many | ms | trl-ext: so many | ms | batches | times faster | scores differ by |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rewards"]:
         counts = row["completions"]
@@ -295,7 +308,8 @@ def table(result: dict[str, Any]) -> str:
         ratio = f"{row['ratio']:.{2 if row['ratio'] < 10 else 1 if row['ratio'] < 100 else 0}f}"
         difference = f"{row['largest_difference']:.0e}" if row["largest_difference"] > 1e-12 else "0"
         naive, batch = str(counts["theirs"]), str(counts["ours"])
-        cells = [f"`{row['reward']}`", row["peer"], naive, theirs, batch, ours, ratio, difference]
+        batches = str(len(row["seconds"]["ours"]))
+        cells = [f"`{row['reward']}`", row["peer"], naive, theirs, batch, ours, batches, ratio, difference]
         lines.append(f"| {' | '.join(cells)}{' (*)' if row['note'] else ''} |")
     notes = [f"(*) `{row['reward']}`: {row['note']}." for row in result["rewards"] if row["note"]]
     return "\n".join([*lines, *([""] if notes else []), *notes])

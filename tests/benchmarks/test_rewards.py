@@ -33,7 +33,7 @@ def test_a_small_run_compares_scores_and_writes_the_result(
         "length",
     ]
     output = tmp_path / "deeper" / "rewards.json"
-    rewards.main(["--only", *names, "--completions", "16", "--repeats", "1", "--output", str(output)])
+    rewards.main(["--only", *names, "--completions", "16", "--repeats", "1", "--seconds", "0", "--output", str(output)])
     result = json.loads(output.read_text())
     assert [row["reward"] for row in result["rewards"]] == names
     for row in result["rewards"]:

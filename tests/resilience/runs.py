@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import trl_ext.trainers.hybrid_trainer
 import trl_ext.trainers.ppo_trainer  # noqa: F401
+from tests.launching import FOLDER, launched, of_process, without_deepspeeds_own_communication
 from tests.trainers.training import PROMPTS
 from trl_ext.recipe import report, task  # noqa: F401
 from trl_ext.tracking.callbacks import read_metrics
@@ -60,13 +61,17 @@ _context.set_forkserver_preload([__name__])
 
 
 class Run:
-    """The command of a recipe in a folder; `start` and `end` may be called again and again."""
+    """The command of a recipe in a folder; `start` and `end` may be called again and again.
 
-    def __init__(self, recipe: str, tiny: str, folder: Path, *options: str):
+    `config` is a file of accelerate_configs/ that several processes are started with; else they run DDP.
+    """
+
+    def __init__(self, recipe: str, tiny: str, folder: Path, *options: str, config: str | None = None):
         folder.mkdir()
         PROMPTS.add_column("answer", ["1"] * len(PROMPTS)).to_json(folder / "prompts.jsonl")
         (folder / "my_rewards.py").write_text(REWARDS)
         self.recipe, self.folder, self.out = recipe, folder, folder / "out"
+        self.environment = {} if config is None else of_process(launched(FOLDER / f"{config}.yaml")[1])
         self.options = [
             *("--model_name_or_path", tiny, "--dataset_name", "prompts.jsonl", "--reward_funcs", "my_rewards.length"),
             *("--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "6"),
@@ -83,7 +88,9 @@ class Run:
         started = []
         for rank in range(processes):
             distributed = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-            environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **distributed} if processes > 1 else {}
+            environment = dict(self.environment)
+            if processes > 1:
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **distributed}
             happening = (moment, count) if rank == on else ("never", 1)
             job = [self.recipe, self.options, str(self.folder), environment, happening, str(self._log(rank))]
             started.append(_context.Process(target=_run, args=job))
@@ -131,6 +138,8 @@ def _run(recipe: str, options: list[str], folder: str, environment: dict, moment
     os.dup2(output, 2)
     torch.set_num_threads(1)
     os.environ |= {name: str(value) for name, value in environment.items()}
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        without_deepspeeds_own_communication()
     os.chdir(folder)
     if moment[0] != "never":
         MOMENTS[moment[0]](moment[1])
@@ -187,7 +196,7 @@ def _in_rotation(count: int) -> None:
     def discard(original: Any, checkpoint: Path) -> None:
         doomed = checkpoint.with_name(checkpoints._DOOMED + checkpoint.name)
         checkpoint.rename(doomed)
-        (doomed / "optimizer.pt").unlink()
+        next(path for path in sorted(doomed.rglob("*.pt"))).unlink()
         _die()
 
     _at(checkpoints, "discard", count, discard)

@@ -8,13 +8,11 @@ import torch
 from accelerate import PartialState
 
 from tests.ending import end_together
+from tests.launching import without_deepspeeds_own_communication
 from tests.scaling.cases import run
 
 if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
-    import deepspeed.ops
-
-    # DeepSpeed would compile its communication in shared memory; gloo does the same
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    without_deepspeeds_own_communication()
 
 job = json.loads(sys.argv[1])
 results = {}

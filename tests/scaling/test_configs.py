@@ -1,19 +1,14 @@
 """Every file of accelerate_configs/ goes through Accelerate's own loader and launcher, up to the plugin it makes."""
 
-import os
-from pathlib import Path
-
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, patch_environment
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from tests.launching import FOLDER, launched, of_process
 from trl_ext.builtin.tiny_model import tiny_model
 from trl_ext.scaling.configs import accelerate_config, as_yaml
 from trl_ext.scaling.memory import Cluster
 
-FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 # file: strategy, nodes, GPUs of a node
 SHIPPED = {
     "gpu_1": ("single", 1, 1),
@@ -30,24 +25,8 @@ SHIPPED = {
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 
-def launched(path, *more):
-    """The arguments of `accelerate launch` after it read the config, and the environment it gives the processes."""
-    args = launch_command_parser().parse_args(["--config_file", str(path), *more, "script.py"])
-    args, defaults, precision = _validate_launch_command(args)
-    if args.use_deepspeed:
-        fields = [*defaults.deepspeed_config, *(["mixed_precision"] if precision else [])]
-        args.deepspeed_fields_from_accelerate_config = ",".join(fields)
-        return args, prepare_deepspeed_cmd_env(args)[1]
-    return args, prepare_multi_gpu_env(args)
-
-
 def of_nodes(path):
     return ["--machine_rank", "1", "--main_process_ip", "127.0.0.1"] if "x8gpu" in path.name else []
-
-
-def of_process(environment):
-    """What a process has of it: its own, not that of the tests."""
-    return {key: value for key, value in environment.items() if os.environ.get(key) != value}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -110,6 +110,27 @@ def test_where_nothing_fits_it_says_what_would(large, tmp_path):
         assert "--gpus 8 --nodes" in suggestion or "vllm_server" in suggestion
 
 
+@pytest.mark.parametrize(("optim", "said"), [("sgd", True), ("adamw", False)])
+def test_an_optimizer_that_offloading_would_replace_is_named(tmp_path, capsys, optim, said):
+    folder = tmp_path / "large"
+    LLAMA_70B.save_pretrained(folder)
+    options = [
+        "--gpus",
+        "8",
+        "--lora",
+        "--generation",
+        "vllm_server",
+        "--gpu_memory",
+        "24",
+        "--batch",
+        "1",
+        "--optim",
+        optim,
+    ]
+    assert command(str(folder), tmp_path, *options)["deepspeed_config"]["offload_optimizer_device"] == "cpu"
+    assert (f"puts DeepSpeed's CPU Adam in the place of --optim {optim}" in capsys.readouterr().out) == said
+
+
 def test_the_margin_is_left_free(large):
     job, cluster = Job(large, generation="vllm_server"), Cluster(4, 8, 80 * GIB)
     found = estimate(job, cluster, "zero3")

@@ -71,8 +71,10 @@ def test_a_metric_that_is_not_logged_gives_a_warning_with_the_close_ones_and_no_
 def interrupted(tiny):
     """Trains a PPO run of 4 steps whose second checkpoint meets a fault, and gives (trainer, error)."""
 
-    def run(fault):
-        trainer = make_trainer(PPOTrainer, tiny, config(PPOConfig, **EVERY_STEP, max_steps=4, num_ppo_epochs=2))
+    def run(fault, output_dir=None):
+        args = config(PPOConfig, **EVERY_STEP, max_steps=4, num_ppo_epochs=2)
+        args.output_dir = output_dir or args.output_dir
+        trainer = make_trainer(PPOTrainer, tiny, args)
         save, calls = trainer._save_optimizer_and_scheduler, []
 
         def save_with_a_fault(output_dir):
@@ -122,24 +124,44 @@ def test_a_disk_that_fills_up_while_saving_is_one_line_and_the_checkpoint_before
     assert_the_one_before_is_intact(trainer, tiny)
 
 
-@pytest.mark.parametrize("weights_too", [True, False])
-def test_a_real_disk_that_is_full_is_one_line(tiny, tmp_path, weights_too):
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a disk of so many bytes, where that is allowed."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    size = 100_000 if weights_too else 300_000  # the model takes 133 kB, its optimizer twice that
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a disk")
-    try:
-        args = config(CISPOConfig, **EVERY_STEP, max_steps=1)
-        args.output_dir = str(disk)
-        with pytest.raises(CheckpointError) as error:
-            make_trainer(CISPOTrainer, tiny, args).train()
-    finally:
+
+    def mount(size):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("only root may mount a disk")
+        return str(disk)
+
+    yield mount
+    if disk.is_mount():
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("weights_too", [True, False])
+def test_a_real_disk_that_is_full_is_one_line(tiny, mounted, weights_too):
+    args = config(CISPOConfig, **EVERY_STEP, max_steps=1)
+    disk = args.output_dir = mounted(100_000 if weights_too else 300_000)  # the model has 133 kB, its optimizer 266 kB
+    with pytest.raises(CheckpointError) as error:
+        make_trainer(CISPOTrainer, tiny, args).train()
     assert str(error.value).startswith(f"{disk}/checkpoint-1 cannot be written: ")
     assert ("No space left on device" if weights_too else "torch.save could not write") in str(error.value)
     assert str(error.value).endswith("; there is none before it")
+
+
+def test_a_real_disk_that_becomes_read_only_is_one_line_and_the_checkpoint_before_is_intact(interrupted, mounted, tiny):
+    disk = mounted(10_000_000)
+
+    def fault(folder):
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+    trainer, message = interrupted(fault, disk)
+    assert message == f"{disk}/checkpoint-2 cannot be written: Read-only file system; {disk}/checkpoint-1 is intact"
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    assert_the_one_before_is_intact(trainer, tiny)
 
 
 def test_a_folder_that_becomes_read_only_is_one_line(interrupted, tiny):

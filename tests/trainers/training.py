@@ -25,6 +25,9 @@ def letters(completions: list[str], **columns: Any) -> list[float]:
     return [sum(c.isalpha() for c in text) / max(len(text), 1) - 0.02 * len(text) for text in completions]
 
 
+_OUTPUTS = tempfile.TemporaryDirectory()  # gone with the process
+
+
 def config(config_class: type, **options: Any) -> Any:
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 8,
@@ -34,7 +37,7 @@ def config(config_class: type, **options: Any) -> Any:
         "max_steps": 8,
         "lr_scheduler_type": "constant",
     }
-    return config_class(**{"output_dir": tempfile.mkdtemp(), **CPU, **defaults, **options})
+    return config_class(**{"output_dir": tempfile.mkdtemp(dir=_OUTPUTS.name), **CPU, **defaults, **options})
 
 
 def load(path: str, dtype: torch.dtype = torch.float32) -> Any:

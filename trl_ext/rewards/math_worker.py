@@ -92,6 +92,7 @@ def speed_up() -> None:
 
     - ANTLR parses by SLL prediction and, where that finds an error, again by LL. SLL gives LL's tree or an error
       (antlr4's PredictionMode), in a twentieth of the time for tuples and intervals.
+    - Digits become an integer at once; sympy would compile and run a program for them.
     - What differs by value is not simplified first: simplify would never find it equal.
     - The patterns of both extraction configs are kept; math-verify has room for one.
     """
@@ -99,6 +100,8 @@ def speed_up() -> None:
     from math_verify import grader, parser
 
     latex2sympy2.PSParser.math = _in_two_stages(latex2sympy2.PSParser.math)
+    reader = latex2sympy2._Latex2Sympy
+    reader.parse_number = _digits_at_once(reader.parse_number)
     grader.sympy_symbolic_eq = _unless_they_differ(grader.sympy_symbolic_eq)
     parser.lazy_latex_regex = functools.lru_cache(2)(parser.lazy_latex_regex.__wrapped__)
 
@@ -119,6 +122,17 @@ def _in_two_stages(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return parse(parser)
 
     return parse_in_two_stages
+
+
+def _digits_at_once(parse: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    from sympy import Integer  # type: ignore[import-untyped]
+
+    def parse_digits_at_once(reader: Any, text: str) -> Any:
+        digits = text.replace(",", "")
+        plain = digits.isascii() and digits.isdigit() and len(digits) < 100
+        return Integer(digits) if plain else parse(reader, text)
+
+    return parse_digits_at_once
 
 
 def _unless_they_differ(equal: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:

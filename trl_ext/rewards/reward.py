@@ -189,6 +189,8 @@ class Reward:
         return [score if self._applies(batch.columns, i) else None for i, score in enumerate(combined)]
 
     def _leaf_scores(self, batch: Batch) -> Scores:
+        if not self.common.when and batch.texts:
+            return self._guarded(batch, range(len(batch.texts)))
         scores: Scores = [None] * len(batch.texts)
         rows = [i for i in range(len(scores)) if self._applies(batch.columns, i)]
         if rows:
@@ -204,7 +206,7 @@ class Reward:
                 return False
         return True
 
-    def _guarded(self, batch: Batch, rows: list[int]) -> Scores:
+    def _guarded(self, batch: Batch, rows: Sequence[int]) -> Scores:
         try:
             return self._within_limit(lambda: self._score_rows(batch, rows))
         except TrlExtError:
@@ -235,13 +237,13 @@ class Reward:
         except TimeoutError as error:
             raise TimeoutError(str(error) or f"no scores within timeout = {limit:g} s") from None
 
-    def _score_rows(self, batch: Batch, rows: list[int]) -> Scores:
-        texts = [batch.texts[i] for i in rows]
+    def _score_rows(self, batch: Batch, rows: Sequence[int]) -> Scores:
+        texts = _at(batch.texts, rows)
         if self.common.extract is not None:
             texts = [self.common.extract(text) for text in texts]
         arguments: dict[str, list[Any]] = {"completions": texts}
         if "prompts" in self._parameters:
-            arguments["prompts"] = [batch.prompts[i] for i in rows]
+            arguments["prompts"] = _at(batch.prompts, rows)
         if "target" in self._parameters:
             targets = self._targets(batch, rows)
             if targets is not None:
@@ -249,10 +251,10 @@ class Reward:
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters.values())
         for name, column in batch.columns.items():
             if name not in arguments and name != "target" and (takes_all or name in self._parameters):
-                arguments[name] = [column[i] for i in rows]
+                arguments[name] = _at(column, rows)
         return self._score_once(arguments)
 
-    def _targets(self, batch: Batch, rows: list[int]) -> list[Any] | None:
+    def _targets(self, batch: Batch, rows: Sequence[int]) -> list[Any] | None:
         names = [self.common.target] if isinstance(self.common.target, str) else self.common.target
         columns = []
         for name in names:
@@ -264,7 +266,7 @@ class Reward:
                     f"{self.__name__}: needs column {name!r} with the references, the batch has "
                     f'{sorted(batch.columns)}: name one with "target" in the spec'
                 )
-            columns.append([column[i] for i in rows])
+            columns.append(_at(column, rows))
         return columns[0] if len(columns) == 1 else [list(references) for references in zip(*columns, strict=True)]
 
     def _score_once(self, arguments: dict[str, list[Any]]) -> Scores:
@@ -273,7 +275,8 @@ class Reward:
         if not self._per_completion:
             return self._call(arguments, list(range(count)))
         first: dict[Any, int] = {}
-        keys = zip(*map(_identities, arguments.values()), strict=True)
+        columns = [_identities(column) for column in arguments.values()]
+        keys = columns[0] if len(columns) == 1 else zip(*columns, strict=True)
         origin = [first.setdefault(key, row) for row, key in enumerate(keys)]
         stored: dict[int, str | None] = {}
         known: dict[int, float | None] = {}
@@ -290,17 +293,25 @@ class Reward:
             self._cache.write({name: score for name, score in fresh.items() if name is not None and score is not None})
         return [known[row] for row in origin]
 
-    def _call(self, arguments: dict[str, list[Any]], rows: list[int]) -> Scores:
+    def _call(self, arguments: dict[str, list[Any]], rows: Sequence[int]) -> Scores:
         assert self._scorer is not None
-        scores = list(self._scorer(**{name: [column[i] for i in rows] for name, column in arguments.items()}))
+        scores = list(self._scorer(**{name: _at(column, rows) for name, column in arguments.items()}))
         if len(scores) != len(rows):
             raise RewardError(f"{self.__name__} returned {len(scores)} scores for {len(rows)} completions")
         return [None if score is None else float(score) for score in scores]
 
 
 def _batch(completions: list[Any], prompts: list[Any] | None, columns: dict[str, list[Any]]) -> Batch:
-    texts = [as_text(completion) for completion in completions]
-    return Batch(texts, [as_text(prompt) for prompt in prompts or [""] * len(texts)], columns, source=completions)
+    texts, prompts = (
+        [value if type(value) is str else as_text(value) for value in values]
+        for values in (completions, prompts or [""] * len(completions))
+    )
+    return Batch(texts, prompts, columns, source=completions)
+
+
+def _at(column: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    """The values of some rows, which are in order, or of all."""
+    return list(column) if len(rows) == len(column) else [column[i] for i in rows]
 
 
 def _identities(column: list[Any]) -> list[Any]:
@@ -308,7 +319,7 @@ def _identities(column: list[Any]) -> list[Any]:
 
     What JSON cannot hold (images, tensors) is equal to itself alone.
     """
-    if all(type(value) is str for value in column):
+    if set(map(type, column)) == {str}:
         return column
     known: dict[int, Any] = {}
     for value in column:

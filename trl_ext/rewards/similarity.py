@@ -10,6 +10,7 @@ from trl_ext.rewards.registry import register_reward
 
 MAX_CHARACTERS = 20_000
 _THREADS = min(4, os.cpu_count() or 1)
+_WORTH_A_THREAD = 10**9  # pairs of characters, about 20 ms
 WORD = re.compile(r"\w+")
 _ARTICLE_OR_PUNCTUATION = re.compile(r"\b(a|an|the)\b|[^\w\s]")
 
@@ -98,8 +99,10 @@ class Levenshtein:
                     ours.append(plain(completion))
                     theirs.append(plain(str(reference)))
                     rows.append(row)
+        pairs = sum(len(a) * len(b) for a, b in zip(ours, theirs, strict=True))
+        threads = _THREADS if pairs > _WORTH_A_THREAD else 1
         similarities = cpdist(
-            ours, theirs, scorer=distance.normalized_similarity, dtype=np.float64, workers=_THREADS
+            ours, theirs, scorer=distance.normalized_similarity, dtype=np.float64, workers=threads
         ).tolist()
         scores: list[float | None] = [None] * len(completions)
         for row, similarity in zip(rows, similarities, strict=True):

@@ -103,3 +103,5 @@ def run_pick(args: argparse.Namespace, config: Any) -> None:
         raise OutputDirError(f"--output {str(path)!r} cannot be written: {error.strerror or error}") from None
     print(f"\n{choice.strategy}, written to {path}:\n")
     print(picking.launch_command(choice, str(path), args.model, args.trainer, args.optim))
+    if caution := picking.caution(choice, args.optim):
+        print(f"\n{caution}")

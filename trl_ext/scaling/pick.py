@@ -12,6 +12,8 @@ MARGIN = 0.1
 GIB = 2**30
 _PARTS = ("weights", "gradients", "optimizer", "reference", "critic", "buffers", "activations", "generation")
 _MOST_GPUS = 4096
+# accelerate.utils.deepspeed.map_pytorch_optim_to_deepspeed knows these as what they are
+_STEPPED_IN_MAIN_MEMORY = ("adam", "adamw", "adamw_torch", "adamw_torch_fused", "adagrad", "lion", "lion_32bit")
 _TRAINERS_NAMES = {"adamw": "adamw_torch"}  # where make_optimizer's name is not one of TrainingArguments.optim
 
 
@@ -139,6 +141,16 @@ def launch_command(choice: Choice, path: str, model: str, trainer: str, optim: s
         options += [f"--use_vllm true --vllm_mode {job.generation.removeprefix('vllm_')}"]
     nodes = "" if choice.cluster.nodes == 1 else " --machine_rank $NODE_RANK --main_process_ip $MAIN_NODE"
     return f"accelerate launch --config_file {path}{nodes} recipes/{trainer}.py \\\n    " + " ".join(options)
+
+
+def caution(choice: Choice, optim: str) -> str | None:
+    """What the user would not expect of the choice."""
+    if choice.strategy != "zero3_offload" or optim in _STEPPED_IN_MAIN_MEMORY:
+        return None
+    return (
+        "note: with the optimizer in main memory Accelerate puts DeepSpeed's CPU Adam "
+        f"in the place of --optim {optim}; adamw_torch keeps its kind"
+    )
 
 
 def optimizer_state(name: str) -> OptimizerState:

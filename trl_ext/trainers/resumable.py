@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,10 @@ def _disk_error(error: Exception, checkpoint: Path) -> str | None:
     if isinstance(error, SafetensorError):
         return " ".join(str(error).split())
     if "inline_container" in str(error):  # all that torch.save says
+        try:
+            tempfile.TemporaryFile(dir=checkpoint.parent).close()
+        except OSError as refusal:
+            return str(refusal.strerror)
         free = shutil.disk_usage(checkpoint.parent).free
         return f"torch.save could not write a whole file ({free / 2**20:.0f} MiB are free on the disk)"
     return None
