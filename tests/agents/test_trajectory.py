@@ -71,6 +71,12 @@ def test_the_models_replies_are_told_from_those_of_examples_in_the_prompt():
     assert FAILED.exchanges() == []
 
 
+def test_what_is_over_was_not_cut_off():
+    one = Trajectory([])
+    one.add(Step("done", 1.0, True, True, {}))
+    assert (one.terminated, one.truncated) == (True, "")
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_what_is_written_is_what_is_read(tmp_path, suffix):
     batch = [played(), FAILED, played(logprobs=None, success=None, rewards=[], turn_ends=[], metrics={})]

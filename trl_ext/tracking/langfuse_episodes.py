@@ -61,7 +61,7 @@ class LangfuseEpisodes(EpisodeTracker):
             ended = at + (action.seconds or 0.0)
             span = self._tracer.start_span(_name(action.reply), context, start_time=_ns(at))
             failure = episode.failure if action.reward is None else None
-            metadata = {"turn": action.turn, "reward": action.reward}
+            metadata: dict[str, Any] = {"turn": action.turn, "reward": action.reward}
             self._describe(span, "tool", action.reply, action.answer, failure, metadata)
             span.end(_ns(ended))
         outcome = {"reward": episode.reward, "success": episode.success}
