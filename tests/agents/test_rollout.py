@@ -221,6 +221,16 @@ def test_the_environment_says_how_many_turns_there_are_unless_the_user_does(tiny
     assert (one.turns, one.truncated) == (turns, "max_turns")
 
 
+def test_recorders_learn_which_split_was_played(tiny):
+    heard = []
+    recorders = [lambda *batch: heard.append(("a", *batch[1:])), lambda *batch: heard.append(("b", *batch[1:]))]
+    trainer = trainer_for(tiny, rollout={"recorder": recorders})
+    play(trainer, ROWS.select(range(1)))
+    trainer.model.eval()
+    play(trainer, ROWS.select(range(1)))
+    assert heard == [("a", "train", 0), ("b", "train", 0), ("a", "eval", 0), ("b", "eval", 0)]
+
+
 def test_an_episode_knows_when_its_environment_was_called(tiny):
     (one,) = play(trainer_for(tiny, environment=Endless), ROWS.select(range(1)))["trajectory"]
     assert len(one.called_at) == len(one.called_for) == one.turns + 1  # the reset, then each turn
@@ -331,7 +341,8 @@ def test_too_many_failures_end_the_run_with_the_first_of_them(tiny, max_failures
         EpisodeFailuresError, match=r"4 of 20 episodes failed, max_failures = .*turn 1: ValueError: broken"
     ):
         play(trainer, ROWS.select(range(20)))
-    fine = trainer_for(tiny, environment=Faulty, rollout={"max_failures": 4, "step_timeout": 0.2})
+    enough = 4 if isinstance(max_failures, int) else 0.2
+    fine = trainer_for(tiny, environment=Faulty, rollout={"max_failures": enough, "step_timeout": 0.2})
     assert sum(one.failure is not None for one in play(fine, ROWS.select(range(20)))["trajectory"]) == 4
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 from types import SimpleNamespace
 
@@ -74,6 +75,15 @@ def test_what_failed_is_an_error_that_says_why(tracker):
     assert (errors[0]["began"], errors[0]["ended"]) == (1001.0, 1021.0)  # as long as it hung
     cut = next(span for span in server.spans if span["name"] == "righ")
     assert (cut["began"], cut["ended"], cut[f"{META}.reward"]) == (1001.25, 1001.25, None)
+
+
+def test_the_actions_before_the_one_that_failed_are_no_errors(tracker):
+    late = dataclasses.replace(DONE, messages=DONE.messages[:5], rewards=[-0.25], failure="turn 2: it broke")
+    with LangfuseServer() as server:
+        send(tracker(server.url), late)
+    assert {span["name"]: span.get(f"{KIND}.level") for span in server.spans} == {
+        "left": None, "search": "ERROR", "episode": "ERROR",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("status", [None, 500])
