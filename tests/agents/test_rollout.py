@@ -225,6 +225,7 @@ def test_recorders_learn_which_split_was_played(tiny):
     heard = []
     recorders = [lambda *batch: heard.append(("a", *batch[1:])), lambda *batch: heard.append(("b", *batch[1:]))]
     trainer = trainer_for(tiny, rollout={"recorder": recorders})
+    trainer.model.train()
     play(trainer, ROWS.select(range(1)))
     trainer.model.eval()
     play(trainer, ROWS.select(range(1)))
