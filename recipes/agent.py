@@ -12,6 +12,9 @@ SmolLM2-135M-Instruct with LoRA searches a mailbox or plays 2048, both far too h
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/agent.py --env game_2048 --max_steps 2
 
+--report_to wandb, tensorboard or trackio logs there too: to W&B with tables of episodes and actions. With Langfuse's
+keys in the environment (LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY, LANGFUSE_BASE_URL) each episode is a trace there.
+
 Options are those of the trainer's config, TRL's ModelConfig and the first group below; a YAML of them goes in with
 --config, and the command line wins over it. --resume_from_checkpoint auto goes on where a run was stopped or
 killed.
@@ -28,6 +31,7 @@ from trl_ext.agents.rollout import environment_rollout
 from trl_ext.agents.trajectory import TrajectoryRecorder
 from trl_ext.recipe import RunReport, one_line_errors, parse_recipe_args
 from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, default_config, environment_of, load_agent_task
+from trl_ext.recipe.tracking import episode_trackers
 from trl_ext.trainers.rollouts import RolloutsMixin
 from trl_ext.trainers.rollouts_config import RolloutsConfig
 
@@ -47,13 +51,14 @@ def main() -> None:
         config_class, config, __doc__, arguments_class=AgentArguments
     )
     task = load_agent_task(agent_args, model_args, training_args)
+    trackers = episode_trackers(training_args)
     rollout = environment_rollout(
         lambda: environment_of(agent_args),
         max_turns=agent_args.max_turns,
         max_turn_tokens=agent_args.max_turn_tokens,
         step_timeout=agent_args.step_timeout,
         max_failures=agent_args.max_failures,
-        recorder=TrajectoryRecorder(Path(training_args.output_dir) / "trajectories"),
+        recorder=[TrajectoryRecorder(Path(training_args.output_dir) / "trajectories"), *trackers],
     )
 
     trainer = trainer_class(
@@ -63,6 +68,7 @@ def main() -> None:
         train_dataset=task.train_dataset,
         eval_dataset=task.heldout_dataset if training_args.eval_strategy != "no" else None,
         rollout_func=rollout,
+        callbacks=trackers,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )

@@ -1,8 +1,10 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_ext.agents.actions import ChoiceParser, JsonParser, TagParser, TextParser, ToolCallParser
+from trl_ext.agents.actions import ChoiceParser, JsonParser, TagParser, TextParser, ToolCallParser, _last_json_object
 from trl_ext.errors import ActionError, ConfigError
 
 PARSERS = [
@@ -78,6 +80,18 @@ def test_any_text_is_an_action_or_an_action_error(text):
 def test_hostile_json_is_no_action(text):
     with pytest.raises(ActionError):
         JsonParser(["b"]).parse(text)
+
+
+def test_a_text_of_stray_braces_is_read_a_bounded_number_of_times(monkeypatch):
+    """Else its time grows with the square of its length."""
+    read, decode = [], json.JSONDecoder.raw_decode
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", lambda self, *args: read.append(args) or decode(self, *args))
+    for stray, found in ((200, {"move": 3}), (201, None)):
+        read.clear()
+        assert _last_json_object("{ " * stray + '{"move": 3}') == found
+        assert len(read) == 201
+    with pytest.raises(ActionError, match="Reply with one JSON object"):
+        JsonParser().parse('{"a":' * 5000)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from trl import GRPOConfig, GRPOTrainer
 
 import trl_ext.agents
+from tests.agents.per_turn import UNDISCOUNTED, Keeping, returns
 from tests.agents.talk import ROWS, AsyncTalk, Faulty, Talk
 from tests.trainers.training import config, load, make_trainer, weights
 from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
@@ -200,6 +201,44 @@ def test_a_turn_that_is_cut_off_by_the_budget_is_no_action(tiny):
     assert Counting.steps == sum(one.turns for one in output["trajectory"])
 
 
+class Endless(Talk):
+    """Never ends by itself, as games of Gymnasium with a limit of their own would."""
+
+    ends = 0.0
+
+
+class Patient(Endless):
+    max_turns = 12
+
+
+@pytest.mark.parametrize(
+    ("environment", "max_turns", "turns"), [(Endless, None, 10), (Patient, None, 12), (Patient, 4, 4)]
+)
+def test_the_environment_says_how_many_turns_there_are_unless_the_user_does(tiny, environment, max_turns, turns):
+    rollout = {"max_turns": max_turns, "max_turn_tokens": 1}
+    trainer = trainer_for(tiny, environment=environment, rollout=rollout, config_options={"max_completion_length": 120})
+    (one,) = play(trainer, ROWS.select(range(1)))["trajectory"]
+    assert (one.turns, one.truncated) == (turns, "max_turns")
+
+
+def test_recorders_learn_which_split_was_played(tiny):
+    heard = []
+    recorders = [lambda *batch: heard.append(("a", *batch[1:])), lambda *batch: heard.append(("b", *batch[1:]))]
+    trainer = trainer_for(tiny, rollout={"recorder": recorders})
+    trainer.model.train()
+    play(trainer, ROWS.select(range(1)))
+    trainer.model.eval()
+    play(trainer, ROWS.select(range(1)))
+    assert heard == [("a", "train", 0), ("b", "train", 0), ("a", "eval", 0), ("b", "eval", 0)]
+
+
+def test_an_episode_knows_when_its_environment_was_called(tiny):
+    (one,) = play(trainer_for(tiny, environment=Endless), ROWS.select(range(1)))["trajectory"]
+    assert len(one.called_at) == len(one.called_for) == one.turns + 1  # the reset, then each turn
+    assert one.called_at == sorted(one.called_at)
+    assert sum(one.called_for) == pytest.approx(one.seconds["environment"])
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_run_trains_and_logs_and_records_its_episodes(tiny, tmp_path, name):
     rows = ROWS.map(lambda row: {"prompt": str(row["seed"])})  # GRPOTrainer tells rows by their prompts
@@ -222,41 +261,22 @@ def test_a_run_trains_and_logs_and_records_its_episodes(tiny, tmp_path, name):
     assert all(first[i].row == first[i - i % size].row for i in range(8))  # TRL's order: a group's rows side by side
 
 
-class Keeping(PPOTrainer):
-    """Keeps what a rollout became."""
-
-    def _generate_and_score_completions(self, inputs):
-        self.inputs, self.output = inputs, super()._generate_and_score_completions(inputs)
-        return self.output
-
-
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_ppo_leaves_each_turns_reward_on_the_turns_last_token(tiny, weight):
-    """gamma = lam = 1 and values of 0: a token's return is what its turn and the later ones still bring."""
-    ours = {
-        "num_generations": 1,
-        "lam": 1.0,
-        "gamma": 1.0,
-        "kl_coef": 0.0,
-        "max_steps": 1,
-        "reward_weights": [weight, 1.0],
-    }
-    TRAINERS["Keeping"] = (Keeping, PPOConfig)
-
     def constant(completions, **columns):
         return [10.0] * len(completions)
 
-    trainer = trainer_for(tiny, "Keeping", config_options=ours, reward_funcs=[environment_reward, constant])
+    TRAINERS["Keeping"] = (Keeping, PPOConfig)
+    trainer = trainer_for(
+        tiny,
+        "Keeping",
+        config_options={**UNDISCOUNTED, "reward_weights": [weight, 1.0]},
+        reward_funcs=[environment_reward, constant],
+    )
     trainer.train()
-    seen = 0
-    for row, one in enumerate(trainer.inputs):
-        one = one["trajectory"]
-        for place, mine in enumerate(one.mask):
-            to_come = sum(r for end, r in zip(one.turn_ends, one.rewards, strict=True) if end >= place)
-            expected = weight * to_come + 10.0 if mine else 0.0
-            assert trainer.output["returns"][row, place].item() == pytest.approx(expected, abs=1e-4)
-        seen += len(one.rewards) > 1
-    assert seen > 2
+    found, expected = zip(*returns(trainer, weight, at_the_end=10.0), strict=True)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert sum(row["trajectory"].turns > 1 for row in trainer.inputs) > 2
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -322,7 +342,8 @@ def test_too_many_failures_end_the_run_with_the_first_of_them(tiny, max_failures
         EpisodeFailuresError, match=r"4 of 20 episodes failed, max_failures = .*turn 1: ValueError: broken"
     ):
         play(trainer, ROWS.select(range(20)))
-    fine = trainer_for(tiny, environment=Faulty, rollout={"max_failures": 4, "step_timeout": 0.2})
+    enough = 4 if isinstance(max_failures, int) else 0.2
+    fine = trainer_for(tiny, environment=Faulty, rollout={"max_failures": enough, "step_timeout": 0.2})
     assert sum(one.failure is not None for one in play(fine, ROWS.select(range(20)))["trajectory"]) == 4
 
 

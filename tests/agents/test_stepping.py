@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trl_ext.agents.stepping import Stepper
+from trl_ext.agents.stepping import Clock, Stepper
 
 
 class Gauge:
@@ -90,3 +90,16 @@ def test_a_function_that_returns_a_coroutine_is_awaited():
 
     stepper = Stepper(4, 1.0)
     assert stepper.run([stepper.call(lambda: inner())]) == [7]
+
+
+def test_a_clock_knows_when_each_call_began_and_how_long_it_took(monkeypatch):
+    wall, counter = iter([1000.0, 2000.0]), iter([5.0, 5.5, 8.0, 10.0])
+    monkeypatch.setattr(time, "time", lambda: next(wall))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(counter))
+    clock = Clock()
+    with clock:
+        pass
+    with pytest.raises(KeyError), clock:
+        raise KeyError
+    assert clock.calls == [(1000.0, 0.5), (2000.0, 2.0)]
+    assert clock.seconds == 2.5

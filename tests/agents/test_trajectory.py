@@ -57,6 +57,26 @@ def test_steps_add_up_to_an_episode():
     assert (one.success, one.terminated, one.truncated) == (False, False, "environment")
 
 
+EXAMPLE = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "up"}]
+
+
+def test_the_models_replies_are_told_from_those_of_examples_in_the_prompt():
+    one = played()
+    one.messages = [*EXAMPLE, *one.messages, {"role": "user", "content": "yes"}]
+    assert (one.replies, one.opening) == ([3, 5], "go\nup\nwhich?")
+    assert one.exchanges() == [("left\nor right", "no: \u00e9\U0001f642"), ("right", "yes")]
+    cut = played(rewards=[0.5], messages=one.messages[:-1])  # its last turn was never answered
+    assert cut.replies == [3, 5]
+    assert played(messages=EXAMPLE + [{"role": "user", "content": "?"}], rewards=[]).exchanges() == []
+    assert FAILED.exchanges() == []
+
+
+def test_what_is_over_was_not_cut_off():
+    one = Trajectory([])
+    one.add(Step("done", 1.0, True, True, {}))
+    assert (one.terminated, one.truncated) == (True, "")
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_what_is_written_is_what_is_read(tmp_path, suffix):
     batch = [played(), FAILED, played(logprobs=None, success=None, rewards=[], turn_ends=[], metrics={})]
@@ -112,6 +132,11 @@ def test_show_replays_an_episode_turn_by_turn(tmp_path, capsys):
         "\n[user]\n  no: \u00e9\U0001f642\n\n[assistant] turn 2\n  right\n  -> reward +1\n"
         "\nover, success, reward 0.75, 2 turns, 4 tokens sampled\n"
     )
+    examples = played()
+    examples.messages = [*EXAMPLE, *examples.messages, {"role": "user", "content": "yes"}]
+    write_trajectories(tmp_path / "y.jsonl", [examples])
+    main(["trajectories", "show", str(tmp_path / "y.jsonl")])
+    assert "[assistant]\n  up\n\n[user]\n  which?\n\n[assistant] turn 1" in capsys.readouterr().out
     main(["trajectories", "show", str(tmp_path / "x.jsonl")])
     assert "FAILED at turn 1: ValueError: broken" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--episode 2: there are 2, 0 to 1"):

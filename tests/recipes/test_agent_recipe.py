@@ -8,6 +8,8 @@ import yaml
 from trl import GRPOConfig
 
 from tests.recipes.test_recipes import launch
+from tests.tracking.langfuse_server import LangfuseServer
+from tests.tracking.wandb_run import OfflineRun
 from trl_ext import CISPOConfig, PPOConfig
 from trl_ext.agents.trajectory import read_trajectories
 from trl_ext.errors import ConfigError
@@ -20,10 +22,28 @@ CONFIGS = {"cispo": CISPOConfig, "ppo": PPOConfig, "grpo": GRPOConfig}
 
 
 @pytest.mark.slow
-def test_the_recipe_learns_and_leaves_its_episodes(tmp_path):
-    """A quarter of the run that the recipe makes without arguments."""
-    result = launch("agent.py", "--max_steps", "20", "--heldout_episodes", "128", "--output_dir", str(tmp_path))
+def test_the_recipe_learns_and_leaves_its_episodes(tmp_path, monkeypatch):
+    """A quarter of the run that the recipe makes without arguments, followed by W&B, TensorBoard and Langfuse."""
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "pk")
+    monkeypatch.setenv("LANGFUSE_SECRET_KEY", "sk")
+    config = (RECIPES / "agent.yaml").read_text().replace("report_to: none", "report_to: [wandb, tensorboard]")
+    (tmp_path / "agent.yaml").write_text(config)
+    options = ("--config", str(tmp_path / "agent.yaml"), "--output_dir", str(tmp_path / "my run"))
+    with LangfuseServer() as server:
+        monkeypatch.setenv("LANGFUSE_BASE_URL", server.url)
+        result = launch("agent.py", *options, "--max_steps", "20", "--heldout_episodes", "128")
     assert result.returncode == 0, result.stderr[-3000:]
+    tables = OfflineRun(tmp_path).tables("episodes")
+    assert [rows[0]["step"] for rows in tables if rows[0]["split"] == "train"] == [4, 8, 14, 18]  # every fifth step
+    assert {len(rows) for rows in tables} == {64}
+    roots = [span for span in server.spans if not span["parent"]]
+    assert len(roots) > 64
+    assert {span["session.id"] for span in server.spans} == {"my run"}
+    tmp_path = tmp_path / "my run"
+    assert list(tmp_path.glob("runs/*/events.out.tfevents.*"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["heldout_after"] > summary["heldout_before"]
     assert "held-out prompts" in result.stdout

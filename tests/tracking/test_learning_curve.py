@@ -37,6 +37,18 @@ def test_a_hybrid_run_has_its_losses_and_its_phases(tmp_path, monkeypatch):
     assert hybrid.shape[0] - plain.shape[0] == 2 * 1.4 * 150  # three panels in place of one
 
 
+def test_a_run_that_is_scored_by_another_metric_has_its_reward_in_a_panel(tmp_path, monkeypatch):
+    averaged, panels = [], []
+    monkeypatch.setattr(learning_curve, "_moving_average", lambda values: averaged.append(values) or values)
+    monkeypatch.setattr(learning_curve, "_draw_line", lambda axis, steps, values: panels.append(values))
+    rows = [{"step": step, "reward": step / 10, "episode/success": step / 20} for step in (1, 2)]
+    plot_learning_curve(rows, tmp_path / "x.png", score_name="success", metric="episode/success")
+    assert (averaged, panels) == ([[0.05, 0.1]], [[0.1, 0.2]])
+    plot_learning_curve(rows, tmp_path / "x.png", score_name="success", metric="episode/never")
+    assert averaged[1:] == [[0.1, 0.2]]
+    assert len(panels) == 1
+
+
 def test_a_run_without_rewards_leaves_no_picture(tmp_path):
     plot_learning_curve([{"step": 1, "loss": 0.5}], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

@@ -127,12 +127,20 @@ class ToolCallParser(ActionParser):
 
 
 def _last_json_object(text: str) -> dict[str, Any] | None:
-    """The last object that is not inside another one. A brace that begins no object is passed over."""
-    decoder, found, position = json.JSONDecoder(), None, text.find("{")
+    """The last object that is not inside another one. A brace that begins no object is passed over.
+
+    None for a text with more than `_STRAY` such braces: each may have the whole text behind it read once more.
+    """
+    decoder, found, position, stray = json.JSONDecoder(), None, text.find("{"), 0
     while position >= 0:
         try:
             found, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):  # ValueError: also an integer of more digits than Python converts
-            end = position + 1
+            end, stray = position + 1, stray + 1
+            if stray > _STRAY:
+                return None
         position = text.find("{", end)
     return found
+
+
+_STRAY = 200

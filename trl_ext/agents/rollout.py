@@ -17,19 +17,21 @@ from trl_ext.agents.stepping import Stepper
 from trl_ext.agents.trajectory import Trajectory
 from trl_ext.errors import ConfigError, DatasetError, EpisodeFailuresError
 
+Recorder = Callable[[Sequence[Trajectory], str, int], None]
+
 WINDOW = 100  # a share of failures is one of at least this many of the newest episodes, where there are so many
 
 
 def environment_rollout(
     env_factory: Callable[[], Environment],
     *,
-    max_turns: int = 10,
+    max_turns: int | None = None,
     max_turn_tokens: int | None = None,
     max_concurrency: int = 64,
     step_timeout: float | None = 60.0,
     max_failures: int | float = 0.5,
     chat: bool | None = None,
-    recorder: Callable[[Sequence[Trajectory], str, int], None] | None = None,
+    recorder: Recorder | Sequence[Recorder] | None = None,
 ) -> "EnvironmentRollout":
     """A `rollout_func` for [`~trl.GRPOTrainer`] and every trainer of ours, that plays `env_factory()`'s episodes.
 
@@ -51,15 +53,15 @@ def environment_rollout(
 
     Args:
         env_factory: makes an environment; each is used for one episode at a time, and again unless it failed.
-        max_turns: of the model, in an episode.
+        max_turns: of the model, in an episode. None: the environment's own `max_turns`, or 10 if it has none.
         max_turn_tokens: of the model, in a turn. A turn that reaches it is handed to the environment as it is.
         max_concurrency: how many environments work at a time.
         step_timeout: seconds for each call of an environment; then its episode has failed. None: no limit.
         max_failures: how many episodes may fail, before the run ends with a report: an int counts those of the run, a
             float is a share of the newest 100 episodes or of the last batch, if that is larger.
         chat: whether to use the chat template; None: if the tokenizer has one.
-        recorder: called with the trajectories of each batch, "train" or "eval", and the process; see
-            `TrajectoryRecorder`.
+        recorder: called with the trajectories of each batch, "train" or "eval", and the process, such as a
+            `TrajectoryRecorder`; or several of them.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -75,13 +77,13 @@ class EnvironmentRollout:
     def __init__(
         self,
         env_factory: Callable[[], Environment],
-        max_turns: int,
+        max_turns: int | None,
         max_turn_tokens: int | None,
         max_concurrency: int,
         step_timeout: float | None,
         max_failures: int | float,
         chat: bool | None,
-        recorder: Callable[[Sequence[Trajectory], str, int], None] | None,
+        recorder: Recorder | Sequence[Recorder] | None,
     ):
         for name, value in {
             "max_turns": max_turns,
@@ -99,7 +101,8 @@ class EnvironmentRollout:
                 f"env_factory = {env_factory!r}: must be an environment's class, or a callable that makes one"
             )
         self.env_factory, self.max_turns, self.max_turn_tokens = env_factory, max_turns, max_turn_tokens
-        self.max_failures, self.chat, self.recorder = max_failures, chat, recorder
+        self.max_failures, self.chat = max_failures, chat
+        self.recorders = [recorder] if callable(recorder) else list(recorder or ())
         self.failures: list[str] = []
         self._stepper = Stepper(max_concurrency, step_timeout)
         self._idle: list[Environment] = []
@@ -119,9 +122,9 @@ class EnvironmentRollout:
         trajectories = [episode.finish(pad_token, seconds) for episode in episodes]
         self._idle += [e.environment for e in episodes if e.environment is not None and not e.trajectory.failure]
         self._label(trajectories, trainer)
-        if self.recorder is not None:
+        for recorder in self.recorders:
             split = "train" if trainer.model.training else "eval"
-            self.recorder(trajectories, split, trainer.accelerator.process_index)
+            recorder(trajectories, split, trainer.accelerator.process_index)
         self._count_failures(trajectories)
         logprobs = [trajectory.logprobs for trajectory in trajectories]
         return {
@@ -250,7 +253,8 @@ def _show(bar: Any, episodes: list[SampledEpisode]) -> None:
     over = [episode.trajectory for episode in episodes if not episode.playing]
     rewards = [trajectory.reward for trajectory in over if trajectory.reward is not None]
     bar.n = len(over)
-    bar.set_postfix(reward=f"{sum(rewards) / max(len(rewards), 1):.3g}", failed=len(over) - len(rewards))
+    mean = f"{sum(rewards) / len(rewards):.3g}" if rewards else "-"
+    bar.set_postfix(reward=mean, failed=len(over) - len(rewards))
 
 
 def _by_prompt(trainer: Any) -> dict[str, dict[str, Any]]:

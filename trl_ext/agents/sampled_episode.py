@@ -11,12 +11,17 @@ from trl_ext.agents.stepping import Clock, Stepper
 from trl_ext.agents.trajectory import Trajectory, json_columns
 from trl_ext.errors import EnvironmentStepError
 
+DEFAULT_TURNS = 10  # where neither the user nor the environment says
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What ends a turn or an episode. `max_tokens` counts all tokens after the opening, `context` those with it."""
+    """What ends a turn or an episode. `max_tokens` counts all tokens after the opening, `context` those with it.
 
-    max_turns: int
+    `max_turns` None leaves it to the environment, if that has a limit of its own.
+    """
+
+    max_turns: int | None
     max_turn_tokens: int | None
     max_tokens: int
     context: int
@@ -102,7 +107,7 @@ class SampledEpisode:
         trajectory.add(step)
         if not self.playing:
             return
-        if trajectory.turns >= self.limits.max_turns:
+        if trajectory.turns >= self._max_turns:
             trajectory.truncated = "max_turns"
             return
         between = self.renderer.between(as_messages(step.observation), ended)
@@ -127,7 +132,14 @@ class SampledEpisode:
             self._extend([pad_token], [0.0], 0)
         trajectory.logprobs = self._logprobs if self._has_logprobs else None
         trajectory.seconds = {"environment": self._clock.seconds, "episode": seconds}
+        trajectory.called_at = [began for began, _ in self._clock.calls]
+        trajectory.called_for = [seconds for _, seconds in self._clock.calls]
         return trajectory
+
+    @property
+    def _max_turns(self) -> int:
+        own = None if self.environment is None else self.environment.max_turns
+        return self.limits.max_turns or own or DEFAULT_TURNS
 
     @property
     def _ended(self) -> bool:

@@ -80,13 +80,17 @@ def _in_daemon_thread(work: Callable[[], Any]) -> "Future[Any]":
 
 
 class Clock:
-    """Adds up the seconds inside `with clock:`."""
+    """Keeps of each `with clock:` when it began (Unix time), and how many seconds it took."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.calls: list[tuple[float, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.calls)
 
     def __enter__(self) -> None:
-        self._started = time.perf_counter()
+        self._began, self._started = time.time(), time.perf_counter()
 
     def __exit__(self, *error: Any) -> None:
-        self.seconds += time.perf_counter() - self._started
+        self.calls.append((self._began, time.perf_counter() - self._started))

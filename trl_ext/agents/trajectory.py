@@ -37,6 +37,8 @@ class Trajectory:
         failure: why it failed, in one line. Such an episode has no reward and trains nothing.
         group: which episodes have one goal: rows of one prompt in one batch.
         seconds: spent on `environment` (its calls) and on the whole `episode`, which waits for the others of its batch.
+        called_at: when the environment was called, in Unix time: its reset, then each turn. Rollouts keep this.
+        called_for: how many seconds each of these calls took.
         row: the columns of the dataset's row that JSON can hold.
     """
 
@@ -55,6 +57,8 @@ class Trajectory:
     step: int = 0
     group: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    called_at: list[float] = field(default_factory=list, repr=False)
+    called_for: list[float] = field(default_factory=list, repr=False)
     row: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -79,6 +83,26 @@ class Trajectory:
         for place, reward in zip(self.turn_ends, self.rewards, strict=True):
             rewards[place] = reward
         return rewards
+
+    @property
+    def replies(self) -> list[int]:
+        """Where in `messages` the model's replies are. Examples of them in the prompt come before, and are none."""
+        said = [place for place, message in enumerate(self.messages) if message["role"] == "assistant"]
+        unanswered = bool(said) and said[-1] == len(self.messages) - 1
+        return said[max(len(said) - self.turns - unanswered, 0) :]
+
+    @property
+    def opening(self) -> str:
+        """What the model read before its first turn, as text."""
+        end = self.replies[0] if self.replies else len(self.messages)
+        return "\n".join(content_text(message) for message in self.messages[:end])
+
+    def exchanges(self) -> list[tuple[str, str]]:
+        """The model's replies as text, each with what the environment answered: "" where the episode was cut off."""
+        starts = self.replies
+        between = zip(starts, [*starts[1:], len(self.messages)], strict=False)
+        texts = list(map(content_text, self.messages))
+        return [(texts[start], "\n".join(texts[start + 1 : end])) for start, end in between]
 
     def add(self, step: Step) -> None:
         """Take what the environment answered to a turn whose tokens are the last of `completion_ids`, if it has any."""
@@ -184,6 +208,14 @@ class TrajectoryRecorder:
 
     def _path(self, stem: str, count: int, name: str) -> Path:
         return self.folder / f"{stem}_{count:03d}.{name}"
+
+
+def content_text(message: dict[str, Any]) -> str:
+    """A message's content as text; of blocks that are none, what they are."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(block.get("text") or f"<{block.get('type')}>" for block in content if isinstance(block, dict))
+    return str(content or "")
 
 
 def json_columns(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from trl_ext.agents.trajectory import Trajectory
+from trl_ext.agents.trajectory import Trajectory, content_text
 from trl_ext.errors import ConfigError
 
 ROWS = 8  # at most so many ranges of steps in the table
@@ -25,15 +25,13 @@ def replay(trajectories: Sequence[Trajectory], episode: int) -> str:
     lines = [f"episode {episode} of {len(trajectories)}, step {one.step}, group {one.group or '-'}"]
     if one.row:
         lines.append("  ".join(f"{name}={value!r:.60}" for name, value in one.row.items()))
-    turn = 0
-    for message in one.messages:
-        is_model = message["role"] == "assistant"
-        lines.append(f"\n[{message['role']}]" + (f" turn {turn + 1}" if is_model else ""))
-        lines.append(textwrap.indent(_text(message.get("content")), "  ", lambda line: True))
-        if is_model:
-            if turn < len(one.rewards):
-                lines.append(f"  -> reward {one.rewards[turn]:+.4g}")
-            turn += 1
+    turn_of = {place: turn for turn, place in enumerate(one.replies)}
+    for place, message in enumerate(one.messages):
+        turn = turn_of.get(place)
+        lines.append(f"\n[{message['role']}]" + (f" turn {turn + 1}" if turn is not None else ""))
+        lines.append(textwrap.indent(content_text(message), "  ", lambda line: True))
+        if turn is not None and turn < len(one.rewards):
+            lines.append(f"  -> reward {one.rewards[turn]:+.4g}")
     return "\n".join([*lines, "", _ending(one)])
 
 
@@ -87,9 +85,3 @@ def _ending(one: Trajectory) -> str:
     end = "over" if one.terminated else f"cut off ({one.truncated})" if one.truncated else "unfinished"
     outcome = "success" if one.success else "no success"
     return f"{end}, {outcome}, reward {one.reward:.4g}, {one.turns} turns, {one.sampled_tokens} tokens sampled"
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(block.get("text") or f"<{block.get('type')}>" for block in content if isinstance(block, dict))
-    return str(content or "")

@@ -37,7 +37,9 @@ class AgentArguments(RecipeArguments):
     env_options: str | None = field(default=None, metadata={"help": "The environment's options, as JSON."})
     episodes: int = field(default=4096, metadata={"help": "How many rows to train on."})
     heldout_episodes: int = field(default=0, metadata={"help": "How many more are measured before and after."})
-    max_turns: int = field(default=10, metadata={"help": "Turns of the model in an episode."})
+    max_turns: int | None = field(
+        default=None, metadata={"help": "Turns of the model in an episode. Unset: the environment's own, or 10."}
+    )
     max_turn_tokens: int | None = field(default=None, metadata={"help": "Tokens of the model in a turn."})
     step_timeout: float = field(default=60.0, metadata={"help": "Seconds for a step of the environment."})
     max_failures: float = field(default=0.5, metadata={"help": "The share of episodes that may fail."})

@@ -83,6 +83,7 @@ class RunReport:
             title=self.title,
             score_name=self.task.score_name,
             measured={split: (s["before"], s["after"]) for split, s in self.scores.items() if len(s) == 2},
+            metric=self.task.metric.removeprefix("eval_"),
         )
         print(self._table(steps, seconds))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 PANELS = {
+    "reward": "mean reward",
     "sft/loss": "SFT loss",
     "sft/token_accuracy": "SFT accuracy",
     "phase/rl": "share of steps",
@@ -20,8 +21,9 @@ def plot_learning_curve(
     title: str = "",
     score_name: str = "reward",
     measured: dict[str, tuple[float, float]] | None = None,
+    metric: str = "reward",
 ) -> None:
-    """Draw the mean reward per logged step, its moving average, and the panels that the run has metrics for.
+    """Draw the score per logged step, its moving average, and the panels that the run has metrics for.
 
     A hybrid run has the loss and the token accuracy of its steps on demonstrations, and a band of which part of the
     steps since the log before were on demonstrations and which on rewards.
@@ -29,26 +31,30 @@ def plot_learning_curve(
     Args:
         rows: lines of a metrics file (`read_metrics`); in each panel those that have its metric.
         measured: per split, the score sampled before and after training; drawn at the two ends.
+        metric: which metric the score is; where it is not the reward, the mean reward has a panel of its own. A run
+            that never logged it is drawn by its reward.
 
     Does nothing for a run that logged no reward.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    logged = [row for row in rows if row.get("reward") is not None]
+    if not any(row.get(metric) is not None for row in rows):
+        metric, score_name = "reward", "reward"
+    logged = [row for row in rows if row.get(metric) is not None]
     if not logged:
         return
     steps = [row["step"] for row in logged]
-    panels = [name for name in PANELS if any(row.get(name) is not None for row in rows)]
+    panels = [name for name in PANELS if name != metric and any(row.get(name) is not None for row in rows)]
     figure = Figure(figsize=(7, 3.2 + 1.4 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1 + len(panels), 1, sharex=True, squeeze=False, height_ratios=[2.4, *[1.0] * len(panels)])[
         :, 0
     ]
 
-    rewards = [row["reward"] for row in logged]
-    axes[0].plot(steps, rewards, color="C0", alpha=0.3, linewidth=1, label="sampled in training")
-    axes[0].plot(steps, _moving_average(rewards), color="C0", label="moving average")
+    scores = [row[metric] for row in logged]
+    axes[0].plot(steps, scores, color="C0", alpha=0.3, linewidth=1, label="sampled in training")
+    axes[0].plot(steps, _moving_average(scores), color="C0", label="moving average")
     for color, (split, (before, after)) in zip(("C1", "C2"), (measured or {}).items(), strict=False):
         axes[0].plot([0, steps[-1]], [before, after], "o--", color=color, linewidth=1, label=f"measured, {split}")
     axes[0].set_ylabel(score_name)
