@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     result = {
         "machine": machine(),
         "settings": {name: getattr(args, name) for name in SIZES},
-        "seconds": {side: [[round(value, 6) for value in one] for one in seconds[side]] for side in SIDES},
+        "median_ms": {side: [round(1000 * value, 3) for value in by_place(seconds[side])] for side in SIDES},
         "overhead_ms": round(overhead_ms(pairs), 3),
         "interval_ms": [round(value, 3) for value in interval_ms(pairs)],
         "step_ms": round(1000 * step, 1),
@@ -154,11 +154,14 @@ def take_turns(trainers: dict[str, Any]) -> dict[str, list[list[float]]]:
 Pair = tuple[list[float], list[float]]  # of a step of each side
 
 
+def by_place(steps: list[list[float]]) -> list[float]:
+    """Of each micro-batch in a step, the median over the steps."""
+    return [statistics.median(place) for place in zip(*steps, strict=True)]
+
+
 def overhead_ms(pairs: list[Pair]) -> float:
     """What a step of the first of each pair takes longer."""
-    ours, plain = (list(zip(*steps, strict=True)) for steps in zip(*pairs, strict=True))
-    places = zip(ours, plain, strict=True)
-    return 1000 * sum(statistics.median(a - b for a, b in zip(*place, strict=True)) for place in places)
+    return 1000 * sum(by_place([[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]))
 
 
 def interval_ms(pairs: list[Pair], samples: int = 2000) -> tuple[float, float]:
@@ -190,7 +193,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{machine['cpu_cores']} CPU cores, torch {machine['torch']}, transformers {machine['transformers']}; a "
-            f"Llama of {settings['layers']} layers of {settings['hidden_size']}, float32; {settings['steps']} steps of each.",
+            f"Llama of {settings['layers']} layers of {settings['hidden_size']}, float32; {settings['steps']} steps.",
             "",
             "| overhead of a step | 95% interval | a step of TRL's | overhead | 95% interval | profiled in our code |",
             "|---|---|---|---|---|---|",

@@ -240,7 +240,7 @@ def table(result: dict[str, Any]) -> str:
     where = machine["device"] if on_gpu else f"{machine['cpu_cores']} CPU cores"
     lines = [
         f"{where}, torch {machine['torch']}, transformers {machine['transformers']}; a Llama of {settings['layers']} "
-        f"layers of {settings['hidden_size']}, {settings['dtype']}; medians of {settings['rounds']} steps.",
+        f"layers of {settings['hidden_size']}, {settings['dtype']}; medians of {settings['rounds']} steps or more.",
         "",
         "| lengths | mean | longest | no variance | padded tokens, TRL | lean | step, TRL | lean | times faster |"
         + (" peak MiB, TRL | lean |" if on_gpu else ""),
