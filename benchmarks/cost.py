@@ -19,7 +19,6 @@ that the project shows: results/cost.json, the picture beside it, and the table 
 
 import argparse
 import json
-import multiprocessing
 import resource
 import statistics
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ppo_vs_trl112 import make_tokenizer
+from benchmarks.processes import one_process_each
 from benchmarks.rewards import machine
 from benchmarks.tables import RESULTS, write_table
 from benchmarks.update import device_name, random_llama
@@ -40,7 +40,6 @@ BASE = {"completion_length": 64, "group_size": 8, "rewards": 1}
 SWEEPS = {"completion_length": (32, 64, 128, 256), "group_size": (2, 4, 8, 16), "rewards": (1, 4, 16, 64)}
 SIDES = {"trl": "TRL", "cispo": "trl-ext"}
 SIZES = {"hidden_size": 128, "layers": 2, "vocabulary": 4000, "steps": 6}
-PRELOADED = ["trl.trainer.grpo_trainer", "trl_ext.trainers.cispo_trainer"]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -82,13 +81,6 @@ def main(argv: list[str] | None = None) -> None:
         output.write_text(json.dumps(result, indent=2) + "\n")
         draw(result, output.with_suffix(".png"))
     print(table(result))
-
-
-def one_process_each() -> Any:
-    """A pool that has what takes long to import, and a new process for each job."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context.Pool(1, maxtasksperchild=1)
 
 
 def sweep(result: dict[str, Any], name: str) -> list[dict[str, Any]]:

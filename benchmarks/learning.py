@@ -26,16 +26,15 @@ project shows: results/learning.json, learning.png, and the table in benchmarks/
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.hybrid import append, fitted_start, read
+from benchmarks.processes import one_process_each
 from benchmarks.tables import RESULTS, write_table
 
 ROOT = Path(__file__).parents[1]
@@ -108,9 +107,7 @@ def run_missing(wanted: list[dict[str, Any]], output: Path, args: argparse.Names
 
     there = [run["settings"] for run in read(output)]
     missing = [(settings, args.work) for settings in wanted if settings not in there]
-    context = multiprocessing.get_context("forkserver")  # which has what takes long to import
-    context.set_forkserver_preload(["benchmarks.hybrid", "trl.trainer.grpo_trainer", "trl_ext.trainers.ppo_trainer"])
-    with context.Pool(args.jobs, maxtasksperchild=1) as pool, tqdm(total=len(missing), file=sys.stderr) as bar:
+    with one_process_each(args.jobs) as pool, tqdm(total=len(missing), file=sys.stderr) as bar:
         for run in pool.imap_unordered(train, missing):
             append(output, run)
             bar.set_postfix_str(" ".join(f"{name} {value}" for name, value in run["settings"].items()), refresh=False)
@@ -167,7 +164,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     """The result as a Markdown table: median over the seeds (lowest to highest, or how many of them got there)."""
     steps = runs[0]["settings"]["steps"]
     heads = [f"steps to {level}" for level in LEVELS] + [f"rollouts to {', '.join(map(str, LEVELS))}"]
-    head = ["updates", "method", "learning rate", "clip", *heads, "best", "clipped"]
+    head = ["updates", "method", "learning rate", "clip", *heads, "clipped", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for method, updates in arms_of(runs):
         found = finals(runs, method, updates)
@@ -176,8 +173,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells = [str(updates), f"`{method}`", *(f"{value:g}" for value in tuned(runs, method, updates))]
         cells += [with_spread(level, steps) for level in reached]
         cells.append(", ".join(middle(level, rollouts(steps, updates)) for level in sampled))
-        cells.append(f"{statistics.mean(max(run['accuracy']) for run in found):.2f}")
-        cells.append(f"{100 * statistics.mean(run['clipped'] for run in found):.1f}%")
+        cells += [f"{100 * statistics.mean(run['clipped'] for run in found):.1f}%", str(len(found))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -256,7 +252,7 @@ def train(job: tuple[dict[str, Any], Path]) -> dict[str, Any]:
 
     model = AutoModelForCausalLM.from_pretrained(fitted_start(settings, work))
     accuracy.append(round(expected_accuracy(model, *rows), 4))
-    trainer_class, args = trainer_of(settings)
+    trainer_class, args = trainer_of(settings, work)
     trainer = trainer_class(
         model=model,
         reward_funcs=exact_answer,
@@ -302,7 +298,7 @@ def expected_accuracy(model: Any, rows: Any, is_answer: Any) -> float:
     return float((of_tokens * is_answer[:, 1:]).sum(1).exp().mean())
 
 
-def trainer_of(settings: dict[str, Any]) -> tuple[Any, Any]:
+def trainer_of(settings: dict[str, Any], work: Path) -> tuple[Any, Any]:
     """The class and its arguments."""
     from trl import GRPOConfig, GRPOTrainer
 
@@ -311,7 +307,7 @@ def trainer_of(settings: dict[str, Any]) -> tuple[Any, Any]:
 
     method, clip = settings["method"], settings["clip"]
     common = {
-        "output_dir": tempfile.mkdtemp(),
+        "output_dir": str(work / "nothing"),  # nothing is saved
         "per_device_train_batch_size": MINI_BATCH,
         "steps_per_generation": settings["updates"],
         "num_generations": GROUP,

@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost import SIDES, add_clock, make_trainer, one_process_each, peak_mib
+from benchmarks.cost import SIDES, add_clock, make_trainer, peak_mib
+from benchmarks.processes import one_process_each
 from benchmarks.rewards import machine
 from benchmarks.update import device_name, random_llama
 

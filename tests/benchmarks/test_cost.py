@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from benchmarks import cost
+from benchmarks import cost, processes
 from benchmarks.tables import written_table
 
 TRY = ["--steps", "2", "--hidden_size", "16", "--layers", "1", "--vocabulary", "50"]
@@ -31,7 +31,7 @@ class InThisProcess:
     def __exit__(self, *_):
         pass
 
-    imap = staticmethod(map)
+    imap = imap_unordered = staticmethod(map)
 
     def apply(self, function, args):
         return function(*args)
@@ -52,8 +52,8 @@ def test_a_point_has_the_rewards_groups_and_lengths_that_it_says():
 
 
 def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
-    monkeypatch.setattr(cost, "PRELOADED", [])
-    with cost.one_process_each() as pool:
+    monkeypatch.setattr(processes, "PRELOADED", [])
+    with processes.one_process_each() as pool:
         first, second = pool.map(allocate, [64, 0], chunksize=1)
     assert first[0] != second[0]
     assert first[1] >= 64
