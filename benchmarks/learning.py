@@ -198,6 +198,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     arms, limit = arms_of(runs), runs[0]["settings"]["steps"]
+    if not arms:
+        return
     numbers = list(dict.fromkeys(updates for _, updates in arms))
     figure = Figure(figsize=(4.6 * len(numbers) + 0.6, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -281,8 +283,8 @@ def answer_rows(problems: Any) -> tuple[Any, Any]:
     texts = [row["prompt"] + row["answer"] + tokenizer.eos_token for row in problems]
     rows = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     is_answer = rows["attention_mask"].bool()
-    for row, prompt in zip(is_answer, problems["prompt"], strict=True):
-        row[: len(prompt)] = False  # a token for each character
+    for row, problem in zip(is_answer, problems, strict=True):
+        row[: len(problem["prompt"])] = False  # a token for each character
     return rows, is_answer
 
 
