@@ -42,12 +42,26 @@ def test_a_small_run_is_tuned_and_goes_on_where_it_was_stopped(tmp_path, monkeyp
     runs = read(output)
     assert runs[:2] == tuning
     assert [one["settings"]["seed"] for one in runs].count(3) == 3
-    assert len({tuple(one["accuracy"]) for one in runs if one["settings"]["seed"] == 3}) == 3
     assert output.with_suffix(".png").stat().st_size > 10_000
     monkeypatch.setattr(learning, "train", lambda job: pytest.fail("these runs are there already"))
     capsys.readouterr()
     learning.main([*args, "--methods", "dr_grpo", "cispo", "ppo", "--seeds", "3"])
     assert capsys.readouterr().out == learning.table(runs) + "\n"
+
+
+@pytest.mark.parametrize("updates", [8, 16])
+def test_all_methods_have_the_same_batches_and_each_its_own_clip(updates, tmp_path):
+    names = {"cispo": "CISPOTrainer", "ppo": "PPOTrainer"}
+    for method, clips in learning.CLIPS.items():
+        settings = run(method, updates, clip=clips[1])["settings"]
+        trainer_class, args = learning.trainer_of(settings, tmp_path)
+        assert trainer_class.__name__ == names.get(method, "GRPOTrainer")
+        assert args.epsilon_high == clips[1]
+        assert method == "cispo" or args.epsilon == 0.2
+        assert method == "ppo" or args.loss_type == method
+        assert (args.scale_rewards == "none") == (method == "dr_grpo")
+        assert (args.generation_batch_size, args.num_generations, args.num_iterations) == (64 * updates, 8, 1)
+        assert (args.learning_rate, args.beta, args.seed) == (4e-4, 0.0, 0)
 
 
 def saved(folder):
