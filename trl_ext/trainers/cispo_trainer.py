@@ -163,20 +163,22 @@ class CISPOTrainer(RolloutsMixin):
         return column * weight / trl_weight
 
     def _log_weights(self, ratio: Tensor, weight: Tensor, advantages: Tensor, mask: Tensor) -> None:
+        ratio, weight = ratio.expand_as(mask), weight.expand_as(mask)
         high, low = ratio > self._bounds["importance_weight_max"], ratio < self._bounds["importance_weight_min"]
         positive, negative = advantages > 0, advantages < 0
-        per_token = {
+        beyond = {
             "clip_ratio/high_positive": high & positive,
             "clip_ratio/high_negative": high & negative,
             "clip_ratio/low_positive": low & positive,
             "clip_ratio/low_negative": low & negative,
             "clip_ratio/trust_region": (weight == 0) & (ratio > 0),
-            "importance_weight/mean": weight,
         }
-        sums = [masked_sum(x.to(weight.dtype).expand_as(mask), mask) for x in per_token.values()]
-        totals = self.accelerator.reduce(torch.stack([*sums, mask.sum().to(weight.dtype)]), reduction="sum")
+        counts = (torch.stack([*beyond.values(), torch.ones_like(high)]) & mask.bool()).sum((1, 2)).to(weight.dtype)
+        of_weight = masked_sum(weight, mask).unsqueeze(0)
+        totals = self.accelerator.reduce(torch.cat([counts[:-1], of_weight, counts[-1:]]), reduction="sum")
         largest = self.accelerator.gather(torch.where(mask.bool(), weight, 0.0).max())
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, total in zip(per_token, (totals[:-1] / totals[-1].clamp(min=1)).tolist(), strict=True):
+        names = [*beyond, "importance_weight/mean"]
+        for name, total in zip(names, (totals[:-1] / totals[-1].clamp(min=1)).tolist(), strict=True):
             metrics[name].append(total)
         metrics["importance_weight/max"].append(largest.max().item())
