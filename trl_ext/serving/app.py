@@ -18,7 +18,7 @@ from trl_ext.serving.messages import Claim, ClaimRequest, ResultReply, ResultReq
 from trl_ext.serving.metrics import prometheus_text
 from trl_ext.serving.options import ServerOptions
 from trl_ext.serving.refusal import Refusal
-from trl_ext.serving.replies import EpisodeView, ErrorReply, Health, Status
+from trl_ext.serving.replies import AsciiJSON, EpisodeView, ErrorReply, Health, Status
 
 PAGE = Path(__file__).with_name("page")
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply}}
@@ -49,6 +49,8 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         responses=_ERRORS,
+        default_response_class=AsciiJSON,
+        redirect_slashes=False,  # to an address that a proxy may have another name for
     )
     app.add_middleware(Gate, options=options, refused=desk.count_refused)
     _add_errors(app, desk)

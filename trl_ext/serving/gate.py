@@ -7,17 +7,19 @@ from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trl_ext.serving.options import LOOPBACK, ServerOptions
-from trl_ext.serving.replies import ErrorBody, ErrorReply
+from trl_ext.serving.replies import AsciiJSON, ErrorBody, ErrorReply
 
 OPEN = ("/", "/health")  # and what is under /page/: the page asks for the token itself
 _CLIENTS = 10_000  # whose rates are remembered
 _HEADERS = {
-    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    b"require-trusted-types-for 'script'; trusted-types 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
     b"cache-control": b"no-store",
@@ -36,7 +38,7 @@ def error_reply(
     if status == 409:
         headers["x_should_retry"] = "false"
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return JSONResponse(body.model_dump(), status, named)
+    return AsciiJSON(body.model_dump(), status, named)
 
 
 class Rate:
@@ -92,7 +94,8 @@ class Gate:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if self.options.token is None and _name(host) not in LOOPBACK:  # a name that was bent to point here
             return error_reply(403, "this server is for this machine: call it localhost", "forbidden_host")
-        if origin is not None and not self._is_own(origin, host):
+        acts = scope.get("method") not in ("GET", "HEAD")  # sockets do; what is only read, browsers keep from other pages
+        if acts and origin is not None and not self._is_own(origin, host):
             return error_reply(403, "pages of another origin may not use this server", "forbidden_origin")
         seconds = self._rate(scope).wait()
         if seconds:

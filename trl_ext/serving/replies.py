@@ -1,10 +1,23 @@
 """What the server answers to whoever watches it: the JSON of `/status` and `/episodes/{id}`, which the page shows."""
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
 
 State = Literal["queued", "running", "done", "failed", "dropped"]
+
+
+class AsciiJSON(JSONResponse):
+    """What others wrote must not break the answer: ASCII can hold a lone surrogate, as UTF-8 cannot, and inf is null."""
+
+    def render(self, content: Any) -> bytes:
+        try:
+            text = json.dumps(content, allow_nan=False)
+        except ValueError:
+            text = json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None))
+        return text.encode("ascii")
 
 
 class Policy(BaseModel):

@@ -5,10 +5,10 @@ const SVG = "http://www.w3.org/2000/svg";
 const [LEFT, RIGHT, TOP, BOTTOM] = [40, 8, 8, 20];
 
 export class Chart {
-  /** section: has an <h2> and an <output>. range: what of the values is drawn at least, e.g. [0, 1]. */
+  /** section: has an <h2> and a .readout. range: what of the values is drawn at least, e.g. [0, 1]. */
   constructor(section, range) {
     this.name = section.querySelector("h2").textContent;
-    this.readout = section.querySelector("output");
+    this.readout = section.querySelector(".readout");
     this.range = range;
     this.lines = [[]];
     this.place = null; // the point that is read
@@ -30,6 +30,7 @@ export class Chart {
   read(place) {
     const last = this.lines[0].length - 1;
     this.place = place === null || last < 0 ? null : Math.min(place, last);
+    this.readout.ariaLive = this.place === null ? "off" : "polite"; // spoken to who reads, not at each update
     this.draw();
   }
 

@@ -1,9 +1,11 @@
 // Elements and text. What others wrote reaches the page through `shown` and `textContent` alone.
 
-/** Text as a reader can see it: what has no glyph, or turns the direction of its neighbours, is written as \uXXXX. */
+const UNSEEN = /[\p{Cc}\p{Cs}\u202a-\u202e\u2066-\u2069]|(?<=\p{M}{8})\p{M}/gu;
+
+/** Text as a reader can see it: what has no glyph, turns its neighbours' direction or piles up is written as \uXXXX. */
 export function shown(value) {
-  return String(value ?? "").replace(/[\p{Cc}\p{Cs}\u202a-\u202e\u2066-\u2069]/gu, (mark) =>
-    mark === "\n" || mark === "\t" ? mark : "\\u" + mark.charCodeAt(0).toString(16).padStart(4, "0"));
+  return String(value ?? "").replace(UNSEEN, (mark) =>
+    mark === "\n" || mark === "\t" ? mark : "\\u" + mark.codePointAt(0).toString(16).padStart(4, "0"));
 }
 
 export function element(tag, classes = "", ...children) {
