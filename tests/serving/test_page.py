@@ -255,7 +255,7 @@ def test_a_token_is_asked_for_kept_for_the_tab_and_never_in_an_address(desk, pag
         field.fill("another-token")
         field.press("Enter")
         expect(page.get_by_role("alert")).to_have_text("The server does not take this token.")
-        assert page.locator("main").is_hidden()
+        assert page.locator("#state").is_hidden()
         field.fill(TOKEN)
         page.get_by_role("button", name="Go on").click()
         expect(page.get_by_role("link", name="7-live")).to_be_visible()

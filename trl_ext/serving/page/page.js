@@ -1,5 +1,5 @@
 // The live page: asks for `status` once a second and draws what changed. Every address is relative to the page's own.
-import { duration, element, shown, write } from "./dom.js";
+import { element, shown, write } from "./dom.js";
 import { drawEpisode, hasEnded } from "./episode.js";
 import { drawStatus } from "./status.js";
 
@@ -42,16 +42,16 @@ async function update() {
     if (error instanceof NoToken) return askForToken();
     const wait = Math.min(EVERY * 2 ** lost++, LONGEST_WAIT);
     timer = setTimeout(update, wait);
-    byId("main").classList.add("stale");
-    connection("lost", `lost connection, retrying${lost > 1 ? ` every ${duration(wait / 1000)}` : ""}`, error.message);
+    byId("state").classList.add("stale");
+    connection("lost", `lost connection, retrying${lost > 1 ? ` in ${wait / 1000} s` : ""}`, error.message);
     return;
   }
   if (mine !== asked) return;
   lost = 0;
   timer = setTimeout(update, EVERY);
   byId("access").hidden = true;
-  byId("main").hidden = false;
-  byId("main").classList.remove("stale");
+  byId("state").hidden = false;
+  byId("state").classList.remove("stale");
   drawStatus(status, openedId());
   connection(status.stopping ? "stopping" : "live", status.stopping ? "stopping" : "live");
   if (drawn && !hasEnded(drawn)) showEpisode();
@@ -67,7 +67,7 @@ function connection(state, text, why = "") {
 function askForToken() {
   const wrong = sessionStorage.getItem(TOKEN) !== null;
   sessionStorage.removeItem(TOKEN);
-  byId("main").hidden = true;
+  byId("state").hidden = true;
   byId("access").hidden = false;
   write(byId("wrong"), wrong ? "The server does not take this token." : "");
   connection("locked", "waiting for a token");
@@ -86,7 +86,7 @@ function openedId() {
 async function showEpisode() {
   const id = openedId();
   const node = byId("turns");
-  byId("main").classList.toggle("closed", id === null);
+  byId("state").classList.toggle("closed", id === null);
   byId("close").hidden = id === null;
   write(byId("episode-title"), id === null ? "Episode" : `Episode ${id}`);
   if (drawn?.id !== id) drawn = null;

@@ -76,7 +76,7 @@ function drawTables({ now, finished, workers, running, failures }, opened) {
     { name: "running", classes: "number", cell: (one) => `${count(one.running)} / ${count(one.concurrency)}` },
     { name: "done", classes: "number", cell: ({ done }) => count(done) },
     { name: "failed", classes: "number", cell: ({ failed }) => [count(failed), failed ? "bad" : ""] },
-    { name: "heard", classes: "number", cell: (one) => [`${duration(one.heartbeat_age)} ago`, one.draining ? "warn" : ""] },
+    { name: "heard", classes: "number", cell: (one) => `${duration(one.heartbeat_age)} ago${one.draining ? ", leaving" : ""}` },
     { name: "connected", classes: "number minor", cell: ({ connected }) => duration(connected) },
   ], workers, ({ id }) => id, "No worker is connected.");
   table(byId("failures"), [
