@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.serving.demo import DemoDesk
+from tests.serving.loopback import reverse_proxy, serving
 from trl_ext.serving.app import create_app
 from trl_ext.serving.options import ServerOptions
 from trl_ext.serving.replies import EpisodeView, Failure, FinishedEpisode, Point, Status, Turn
@@ -21,7 +22,7 @@ if os.environ.get("CI") != "true":
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.serving.browsing import Watched, reverse_proxy, serving
+from tests.serving.browsing import Watched
 
 TOKEN = "a-token-of-the-tests"
 PHONE = {"width": 390, "height": 844}

@@ -1,0 +1,272 @@
+"""The server on a real socket, and clients that want to fill, stall or mislead it."""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trl_ext.serving.messages import PROTOCOL
+from trl_ext.serving.options import ServerOptions
+from trl_ext.serving.server import RolloutServer
+
+TOKEN = "a-token-of-the-tests"
+MESSAGE = 100_000  # bytes that the server takes
+HUGE = 100 << 20
+CHUNK = b"a" * (64 << 10)
+ROOM = 24 << 20  # bytes that the whole process may grow by while it is sent HUGE
+TEXT, BINARY, CLOSE = 1, 2, 8  # opcodes
+PATIENCE = 20.0  # seconds until a test gives up on a server that should have answered
+HEAD = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RolloutServer]:
+    with RolloutServer(ServerOptions(port=0, token=TOKEN, max_message=MESSAGE, read_timeout=1.0)) as server:
+        yield server
+
+
+@contextmanager
+def connection(server: RolloutServer) -> Iterator[socket.socket]:
+    with closing(socket.create_connection(("127.0.0.1", server.port), PATIENCE)) as client:
+        yield client
+
+
+def exchange(server: RolloutServer, request: bytes) -> bytes:
+    """What comes back until the server closes."""
+    with connection(server) as client:
+        client.sendall(request)
+        return rest_of(client)
+
+
+def rest_of(client: socket.socket) -> bytes:
+    parts = []
+    try:
+        while part := client.recv(65536):
+            parts.append(part)
+    except ConnectionError:
+        pass
+    return b"".join(parts)
+
+
+def ask(server: RolloutServer, method: str, target: str, head: str = HEAD, body: bytes = b"") -> tuple[int, bytes]:
+    """The status and the body of the answer to a request whose target is sent as it is."""
+    lines = f"{method} {target} HTTP/1.1\r\n{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    head_of, _, content = exchange(server, lines.encode("latin-1") + body).partition(b"\r\n\r\n")
+    return int(head_of.split()[1]), content
+
+
+def send_much(client: socket.socket, begin: bytes, chunk: bytes = CHUNK) -> int:
+    """Send up to HUGE bytes; how many went before the server would have no more."""
+    sent = 0
+    try:
+        client.sendall(begin)
+        while sent < HUGE:
+            client.sendall(chunk)
+            sent += len(chunk)
+    except ConnectionError:
+        pass
+    return sent
+
+
+@contextmanager
+def growing_less_than(room: int) -> Iterator[None]:
+    """The most memory that this process, client and server, has at any moment inside."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not clear.exists():
+        pytest.skip("the most memory is known on Linux alone")
+
+    def of(name: str) -> int:
+        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith(name))
+
+    clear.write_text("5")  # the peak is what there is now
+    before = of("VmRSS")
+    yield
+    assert of("VmHWM") - before < room
+
+
+def frame(opcode: int, length: int, final: bool = True) -> bytes:
+    """The head of a client's frame, with a mask of zeros."""
+    return bytes([opcode | (0x80 if final else 0), 0xFF]) + struct.pack(">QI", length, 0)
+
+
+@contextmanager
+def handshaken(server: RolloutServer, name: str = "w") -> Iterator[socket.socket]:
+    """A socket that the server has accepted."""
+    upgrade = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n"
+    with connection(server) as client:
+        client.sendall(f"GET /ws/{name} HTTP/1.1\r\n{HEAD}{upgrade}\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += client.recv(1)
+        assert head.startswith(b"HTTP/1.1 101")
+        yield client
+
+
+@contextmanager
+def worker(server: RolloutServer) -> Iterator[socket.socket]:
+    """One who has said hello, and was heard."""
+    with handshaken(server) as client:
+        say(client, {"type": "hello", "protocol": PROTOCOL})
+        assert b'"welcome"' in next(heard(client))[1]
+        yield client
+
+
+def say(client: socket.socket, message: Any) -> None:
+    data = message.encode() if isinstance(message, str) else json.dumps(message).encode()
+    client.sendall(frame(TEXT, len(data)) + data)
+
+
+def heard(client: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """The frames of the server, up to the one that closes: (opcode, data)."""
+    stream = client.makefile("rb")
+    opcode = 0
+    while opcode != CLOSE:
+        opcode, length = stream.read(2)
+        if length == 126:
+            (length,) = struct.unpack(">H", stream.read(2))
+        opcode &= 0x0F
+        yield opcode, stream.read(length)
+
+
+def close_code(client: socket.socket) -> int:
+    opcode, data = list(heard(client))[-1]
+    assert opcode == CLOSE
+    return int(struct.unpack(">H", data[:2])[0])
+
+
+@pytest.fixture(autouse=True)
+def still_answers(server: RolloutServer) -> Iterator[None]:
+    yield
+    assert ask(server, "GET", "/health") == (200, b'{"status": "ok"}')
+
+
+def test_a_body_of_100_mb_is_cut_off_and_takes_no_memory(server):
+    line = f"POST /v1/chat/completions HTTP/1.1\r\n{HEAD}"
+    for kind in (f"Content-Length: {HUGE}\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n"):
+        chunk = CHUNK if "Length" in kind else f"{len(CHUNK):x}\r\n".encode() + CHUNK + b"\r\n"
+        with growing_less_than(ROOM), connection(server) as client:
+            assert send_much(client, (line + kind).encode(), chunk) < HUGE / 2
+    with growing_less_than(ROOM), connection(server) as client:  # nobody's: not even read
+        begin = f"POST /episodes/claim HTTP/1.1\r\nHost: localhost\r\nContent-Length: {HUGE}\r\n\r\n"
+        assert send_much(client, begin.encode()) < HUGE / 2
+
+
+@pytest.mark.parametrize("begin", ["GET /", "GET / HTTP/1.1\r\nX: ", "GET / HTTP/1.1\r\n"], ids=["target", "one header", "many"])
+def test_a_head_of_100_mb_is_cut_off_and_takes_no_memory(server, begin):
+    chunk = b"X-Name: value\r\n" * 4000 if begin.endswith("\n") else CHUNK
+    with growing_less_than(ROOM), connection(server) as client:
+        assert send_much(client, begin.encode(), chunk) < HUGE / 2
+
+
+def test_a_socket_message_of_100_mb_is_cut_off_and_takes_no_memory(server):
+    for parts in (frame(TEXT, HUGE), frame(BINARY, HUGE)):
+        with growing_less_than(ROOM), worker(server) as client:
+            assert send_much(client, parts) < HUGE / 2
+    with growing_less_than(ROOM), worker(server) as client:  # in parts that are small enough each
+        begin, part = frame(TEXT, 1, final=False) + b"[", frame(0, len(CHUNK), final=False) + CHUNK
+        assert send_much(client, begin, part) < HUGE / 2
+    with worker(server) as client:
+        client.sendall(frame(TEXT, MESSAGE + 1) + b" " * (MESSAGE + 1))
+        assert close_code(client) == 1009
+
+
+def test_a_flood_of_messages_is_read_no_faster_than_the_rate_and_takes_no_memory():
+    options = ServerOptions(port=0, token=TOKEN, max_message=MESSAGE, rate=0.1, burst=10)
+    heartbeat = json.dumps({"type": "heartbeat"}).encode().ljust(MESSAGE - 100)
+    with RolloutServer(options) as slow, growing_less_than(ROOM + (16 << 20)), worker(slow) as client:
+        client.settimeout(1.0)
+        with pytest.raises(TimeoutError):  # the socket is full: the server reads no more for now
+            send_much(client, b"", frame(TEXT, len(heartbeat)) + heartbeat)
+        assert ask(slow, "GET", "/health")[0] == 200
+
+
+def test_deep_and_broken_messages_are_refused_and_too_many_end_the_socket(server):
+    deep = '{"type":"opened","lease":"x","messages":[{"role":"user","content":' + "[" * 30_000 + "]" * 30_000 + "}]}"
+    huge_number = '{"type":"stepped","lease":"x","turn":' + "9" * 5000 + ',"reward":1,"terminated":false,"truncated":false}'
+    surrogate = '{"type":"failed","lease":"x","error":"\\ud800"}'
+    with worker(server) as client:
+        answers = heard(client)
+        next(answers)  # that it has to wait for an episode
+        for message in (deep, huge_number, surrogate, "[]", "", '{"type":"welcome"}', '{"type":"hello","protocol":1,"x":1}'):
+            say(client, message)
+            opcode, answer = next(answers)
+            assert (opcode, json.loads(answer)["type"]) == (TEXT, "refused")
+            assert len(answer) < 400
+        for _ in range(60):
+            say(client, "{")
+        assert {opcode for opcode, _ in answers} == {TEXT, CLOSE}
+
+
+def test_half_open_connections_are_cut_and_stop_nobody_meanwhile(server):
+    begun = ["", "G", "GET / HTTP/1.1\r\nHost: loc", f"POST /episodes/claim HTTP/1.1\r\n{HEAD}Content-Length: 10\r\n\r\n{{"]
+    clients = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(300)]
+    try:
+        for number, client in enumerate(clients):
+            client.sendall(begun[number % len(begun)].encode())
+        assert ask(server, "GET", "/status")[0] == 200
+        dripping = threading.Event()
+        drip = threading.Thread(target=_drip, args=(clients[2], dripping))
+        drip.start()
+        ends = [rest_of(client) for client in clients]  # each waits until the server closes, PATIENCE at most
+        dripping.set()
+        drip.join()
+    finally:
+        for client in clients:
+            client.close()
+    assert {end[:12] for end in ends[3 :: len(begun)]} == {b"HTTP/1.1 408"}
+
+
+def test_empty_lines_after_an_answer_keep_no_connection_open(server):
+    with connection(server) as client:
+        client.sendall(f"GET /health HTTP/1.1\r\n{HEAD}\r\n".encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.sendall(b"\r\n")
+        assert rest_of(client) == b""  # until the server closes, PATIENCE at most
+
+
+def _drip(client: socket.socket, enough: threading.Event) -> None:
+    """A byte of a header now and then, which is a sign of life and nothing else."""
+    while not enough.wait(0.1):
+        try:
+            client.sendall(b"x")
+        except OSError:
+            return
+
+
+def test_a_worker_that_never_says_hello_is_closed(server, monkeypatch):
+    monkeypatch.setattr("trl_ext.serving.worker_socket.HELLO_SECONDS", 0.2)
+    with handshaken(server) as client:
+        assert close_code(client) == 1008
+
+
+@pytest.mark.parametrize("with_token", [True, False])
+def test_no_way_of_writing_a_path_leaves_the_page(server, with_token):
+    head = HEAD if with_token else "Host: localhost\r\n"
+    up = ("..", "%2e%2e", ".%2e", "%252e%252e", "..%2f..", "..%5c..", "..\\..", "....//", "%c0%ae%c0%ae", "..%00")
+    names = ("gate.py", "status", "etc/passwd", "index.html")
+    targets = [f"/page/{way}/{name}" for way in up for name in names]
+    targets += ["/page//etc/passwd", "/page/%2fetc%2fpasswd", "/page/page.js%00.html", "/page/", "/page", "/page/.", "/page/page.js/"]
+    targets += ["//status", "/./status", "/%2e/status", "/page/../status", "/STATUS", "/status/", "/status%00", "/;/status"]
+    targets += ["http://localhost/page/../status", "http://evil.example//status", "*", "/page/../ws/w", "/episodes/..%2f..%2fstatus"]
+    for target in targets:
+        status, body = ask(server, "GET", target, head)
+        assert status in (400, 401, 404), target
+        assert b"import" not in body, target
+        assert b"counters" not in body, target
+        assert b"root:" not in body, target
+
+
+def test_requests_that_are_smuggled_or_no_http_get_nothing(server):
+    both = f"POST /episodes/claim HTTP/1.1\r\n{HEAD}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    inner = "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for request in (both + inner, "\x16\x03\x01\x02\x00\x01\x00\x01", "GET /status\r\n\r\n", f"GET /status HTTP/1.1\r\nX:\0y\r\n{HEAD}\r\n"):
+        answer = exchange(server, request.encode("latin-1"))
+        assert b"counters" not in answer
+        assert b"Traceback" not in answer
