@@ -25,6 +25,8 @@ class DemoDesk:
         self.started, self.hostile = time.time() - 60, hostile
         self.refused = 0
 
+    model, stopping = "demo", False
+
     def status(self) -> replies.Status:
         now = time.time()
         begun = int((now - self.started) / SECONDS * WORKERS)  # one more for each SECONDS / WORKERS

@@ -29,7 +29,7 @@ def replay(trajectories: Sequence[Trajectory], episode: int) -> str:
     for message in one.messages:
         is_model = message["role"] == "assistant"
         lines.append(f"\n[{message['role']}]" + (f" turn {turn + 1}" if is_model else ""))
-        lines.append(textwrap.indent(_text(message.get("content")), "  ", lambda line: True))
+        lines.append(textwrap.indent(message_text(message.get("content")), "  ", lambda line: True))
         if is_model:
             if turn < len(one.rewards):
                 lines.append(f"  -> reward {one.rewards[turn]:+.4g}")
@@ -89,7 +89,8 @@ def _ending(one: Trajectory) -> str:
     return f"{end}, {outcome}, reward {one.reward:.4g}, {one.turns} turns, {one.sampled_tokens} tokens sampled"
 
 
-def _text(content: Any) -> str:
+def message_text(content: Any) -> str:
+    """The content of a chat message as text: its own, or that of its blocks."""
     if isinstance(content, list):
         return "".join(block.get("text") or f"<{block.get('type')}>" for block in content if isinstance(block, dict))
     return str(content or "")

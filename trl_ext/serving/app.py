@@ -26,8 +26,12 @@ Id = Annotated[str, InPath(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Floor(Protocol):
-    """What the routes need of the place where agents and the policy meet (`desk.Desk`)."""
+    """What the routes need of the place where agents and the policy meet (`server.py`)."""
 
+    @property
+    def model(self) -> str: ...
+    @property
+    def stopping(self) -> bool: ...
     def status(self) -> Status: ...
     def episode(self, id: str) -> EpisodeView | None: ...
     def count_refused(self, status: int) -> None: ...
@@ -77,7 +81,7 @@ def _add_views(app: FastAPI, desk: Floor) -> None:
 
     @app.get("/health")
     async def health() -> Health:
-        return Health(status="stopping" if desk.status().stopping else "ok")
+        return Health(status="stopping" if desk.stopping else "ok")
 
     @app.get("/status")
     async def status() -> Status:
@@ -99,7 +103,7 @@ def _add_play(app: FastAPI, desk: Floor, options: ServerOptions) -> None:
     @app.get("/v1/models")
     @app.get("/episodes/{lease}/v1/models", include_in_schema=False)
     async def models() -> ModelList:
-        return ModelList(data=[Model(id=desk.status().policy.model)])
+        return ModelList(data=[Model(id=desk.model)])
 
     @app.post("/v1/chat/completions")
     async def complete(request: ChatRequest) -> ChatCompletion:

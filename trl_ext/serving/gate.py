@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from trl_ext.serving.options import LOOPBACK, ServerOptions
 from trl_ext.serving.replies import AsciiJSON, ErrorBody, ErrorReply
@@ -83,9 +84,8 @@ class Gate:
             await self.app(scope, receive, _with_headers(send) if scope["type"] == "http" else send)
             return
         self.refused(reply.status_code)
-        if scope["type"] == "websocket":  # before it is accepted: the handshake is answered with 403
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] == "websocket":  # before it is accepted: the answer to the handshake
+            await WebSocket(scope, receive, send).send_denial_response(reply)
             return
         await reply(scope, receive, _with_headers(send))
 

@@ -26,9 +26,9 @@ class Policy(BaseModel):
     model: str
     version: int = 0
     rollout: bool = False
-    completions: int = Field(0, description="turns sampled since the server began")
-    tokens: int = Field(0, description="tokens sampled since the server began")
-    last_batch: int = Field(0, description="how many turns were sampled together the last time")
+    completions: int = Field(default=0, description="turns sampled since the server began")
+    tokens: int = Field(default=0, description="tokens sampled since the server began")
+    last_batch: int = Field(default=0, description="how many turns were sampled together the last time")
 
 
 class WorkerView(BaseModel):
@@ -69,13 +69,13 @@ class Counters(BaseModel):
     asked: int = 0
     done: int = 0
     failed: int = 0
-    dropped: int = Field(0, description="not waited for, or of a policy older than max_policy_lag")
-    open: int = Field(0, description="queued and running")
-    requeued: int = Field(0, description="leases that were lost: their episodes went back into the queue")
-    duplicates: int = Field(0, description="messages that had been taken before")
-    stale: int = Field(0, description="messages for a lease that is over, or for none")
-    garbage: int = Field(0, description="messages and requests that were refused as malformed")
-    refused: int = Field(0, description="requests that were refused: no token, a foreign origin, too many")
+    dropped: int = Field(default=0, description="not waited for, or of a policy older than max_policy_lag")
+    open: int = Field(default=0, description="queued and running")
+    requeued: int = Field(default=0, description="leases that were lost: their episodes went back into the queue")
+    duplicates: int = Field(default=0, description="messages that had been taken before")
+    stale: int = Field(default=0, description="messages for a lease that is over, or for none")
+    garbage: int = Field(default=0, description="messages and requests that were refused as malformed")
+    refused: int = Field(default=0, description="requests that were refused: no token, a foreign origin, too many")
 
 
 class FinishedEpisode(BaseModel):
