@@ -36,7 +36,9 @@ def reverse_proxy(prefix: str, upstream: str) -> Starlette:
     async def forward(request: Request) -> Response:
         headers = {name: value for name, value in request.headers.items() if name != "host"}
         answer = await client.get(request.path_params["path"], headers=headers)
-        kept = {name: value for name, value in answer.headers.items() if name not in ("content-length", "content-encoding")}
+        kept = {
+            name: value for name, value in answer.headers.items() if name not in ("content-length", "content-encoding")
+        }
         return Response(answer.content, answer.status_code, kept)
 
     return Starlette(routes=[Route(prefix + "{path:path}", forward)])

@@ -4,7 +4,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -99,7 +98,9 @@ def frame(opcode: int, length: int, final: bool = True) -> bytes:
 @contextmanager
 def handshaken(server: RolloutServer, name: str = "w") -> Iterator[socket.socket]:
     """A socket that the server has accepted."""
-    upgrade = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n"
+    upgrade = (
+        f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n"
+    )
     with connection(server) as client:
         client.sendall(f"GET /ws/{name} HTTP/1.1\r\n{HEAD}{upgrade}\r\n".encode())
         head = b""
@@ -110,12 +111,13 @@ def handshaken(server: RolloutServer, name: str = "w") -> Iterator[socket.socket
 
 
 @contextmanager
-def worker(server: RolloutServer) -> Iterator[socket.socket]:
-    """One who has said hello, and was heard."""
+def worker(server: RolloutServer) -> Iterator[tuple[socket.socket, Iterator[tuple[int, bytes]]]]:
+    """One who has said hello: its socket, and what is heard there."""
     with handshaken(server) as client:
         say(client, {"type": "hello", "protocol": PROTOCOL})
-        assert b'"welcome"' in next(heard(client))[1]
-        yield client
+        answers = heard(client)
+        assert [json.loads(next(answers)[1])["type"] for _ in range(2)] == ["welcome", "wait"]
+        yield client, answers
 
 
 def say(client: socket.socket, message: Any) -> None:
@@ -135,8 +137,8 @@ def heard(client: socket.socket) -> Iterator[tuple[int, bytes]]:
         yield opcode, stream.read(length)
 
 
-def close_code(client: socket.socket) -> int:
-    opcode, data = list(heard(client))[-1]
+def close_code(answers: Iterator[tuple[int, bytes]]) -> int:
+    opcode, data = list(answers)[-1]
     assert opcode == CLOSE
     return int(struct.unpack(">H", data[:2])[0])
 
@@ -158,7 +160,9 @@ def test_a_body_of_100_mb_is_cut_off_and_takes_no_memory(server):
         assert send_much(client, begin.encode()) < HUGE / 2
 
 
-@pytest.mark.parametrize("begin", ["GET /", "GET / HTTP/1.1\r\nX: ", "GET / HTTP/1.1\r\n"], ids=["target", "one header", "many"])
+@pytest.mark.parametrize(
+    "begin", ["GET /", "GET / HTTP/1.1\r\nX: ", "GET / HTTP/1.1\r\n"], ids=["target", "one header", "many"]
+)
 def test_a_head_of_100_mb_is_cut_off_and_takes_no_memory(server, begin):
     chunk = b"X-Name: value\r\n" * 4000 if begin.endswith("\n") else CHUNK
     with growing_less_than(ROOM), connection(server) as client:
@@ -167,20 +171,20 @@ def test_a_head_of_100_mb_is_cut_off_and_takes_no_memory(server, begin):
 
 def test_a_socket_message_of_100_mb_is_cut_off_and_takes_no_memory(server):
     for parts in (frame(TEXT, HUGE), frame(BINARY, HUGE)):
-        with growing_less_than(ROOM), worker(server) as client:
+        with growing_less_than(ROOM), worker(server) as (client, _):
             assert send_much(client, parts) < HUGE / 2
-    with growing_less_than(ROOM), worker(server) as client:  # in parts that are small enough each
+    with growing_less_than(ROOM), worker(server) as (client, _):  # in parts that are small enough each
         begin, part = frame(TEXT, 1, final=False) + b"[", frame(0, len(CHUNK), final=False) + CHUNK
         assert send_much(client, begin, part) < HUGE / 2
-    with worker(server) as client:
+    with worker(server) as (client, answers):
         client.sendall(frame(TEXT, MESSAGE + 1) + b" " * (MESSAGE + 1))
-        assert close_code(client) == 1009
+        assert close_code(answers) == 1009
 
 
 def test_a_flood_of_messages_is_read_no_faster_than_the_rate_and_takes_no_memory():
     options = ServerOptions(port=0, token=TOKEN, max_message=MESSAGE, rate=0.1, burst=10)
     heartbeat = json.dumps({"type": "heartbeat"}).encode().ljust(MESSAGE - 100)
-    with RolloutServer(options) as slow, growing_less_than(ROOM + (16 << 20)), worker(slow) as client:
+    with RolloutServer(options) as slow, growing_less_than(ROOM + (16 << 20)), worker(slow) as (client, _):
         client.settimeout(1.0)
         with pytest.raises(TimeoutError):  # the socket is full: the server reads no more for now
             send_much(client, b"", frame(TEXT, len(heartbeat)) + heartbeat)
@@ -189,12 +193,20 @@ def test_a_flood_of_messages_is_read_no_faster_than_the_rate_and_takes_no_memory
 
 def test_deep_and_broken_messages_are_refused_and_too_many_end_the_socket(server):
     deep = '{"type":"opened","lease":"x","messages":[{"role":"user","content":' + "[" * 30_000 + "]" * 30_000 + "}]}"
-    huge_number = '{"type":"stepped","lease":"x","turn":' + "9" * 5000 + ',"reward":1,"terminated":false,"truncated":false}'
+    huge_number = (
+        '{"type":"stepped","lease":"x","turn":' + "9" * 5000 + ',"reward":1,"terminated":false,"truncated":false}'
+    )
     surrogate = '{"type":"failed","lease":"x","error":"\\ud800"}'
-    with worker(server) as client:
-        answers = heard(client)
-        next(answers)  # that it has to wait for an episode
-        for message in (deep, huge_number, surrogate, "[]", "", '{"type":"welcome"}', '{"type":"hello","protocol":1,"x":1}'):
+    with worker(server) as (client, answers):
+        for message in (
+            deep,
+            huge_number,
+            surrogate,
+            "[]",
+            "",
+            '{"type":"welcome"}',
+            '{"type":"hello","protocol":1,"x":1}',
+        ):
             say(client, message)
             opcode, answer = next(answers)
             assert (opcode, json.loads(answer)["type"]) == (TEXT, "refused")
@@ -205,7 +217,12 @@ def test_deep_and_broken_messages_are_refused_and_too_many_end_the_socket(server
 
 
 def test_half_open_connections_are_cut_and_stop_nobody_meanwhile(server):
-    begun = ["", "G", "GET / HTTP/1.1\r\nHost: loc", f"POST /episodes/claim HTTP/1.1\r\n{HEAD}Content-Length: 10\r\n\r\n{{"]
+    begun = [
+        "",
+        "G",
+        "GET / HTTP/1.1\r\nHost: loc",
+        f"POST /episodes/claim HTTP/1.1\r\n{HEAD}Content-Length: 10\r\n\r\n{{",
+    ]
     clients = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(300)]
     try:
         for number, client in enumerate(clients):
@@ -243,7 +260,7 @@ def _drip(client: socket.socket, enough: threading.Event) -> None:
 def test_a_worker_that_never_says_hello_is_closed(server, monkeypatch):
     monkeypatch.setattr("trl_ext.serving.worker_socket.HELLO_SECONDS", 0.2)
     with handshaken(server) as client:
-        assert close_code(client) == 1008
+        assert close_code(heard(client)) == 1008
 
 
 @pytest.mark.parametrize("with_token", [True, False])
@@ -252,9 +269,32 @@ def test_no_way_of_writing_a_path_leaves_the_page(server, with_token):
     up = ("..", "%2e%2e", ".%2e", "%252e%252e", "..%2f..", "..%5c..", "..\\..", "....//", "%c0%ae%c0%ae", "..%00")
     names = ("gate.py", "status", "etc/passwd", "index.html")
     targets = [f"/page/{way}/{name}" for way in up for name in names]
-    targets += ["/page//etc/passwd", "/page/%2fetc%2fpasswd", "/page/page.js%00.html", "/page/", "/page", "/page/.", "/page/page.js/"]
-    targets += ["//status", "/./status", "/%2e/status", "/page/../status", "/STATUS", "/status/", "/status%00", "/;/status"]
-    targets += ["http://localhost/page/../status", "http://evil.example//status", "*", "/page/../ws/w", "/episodes/..%2f..%2fstatus"]
+    targets += [
+        "/page//etc/passwd",
+        "/page/%2fetc%2fpasswd",
+        "/page/page.js%00.html",
+        "/page/",
+        "/page",
+        "/page/.",
+        "/page/page.js/",
+    ]
+    targets += [
+        "//status",
+        "/./status",
+        "/%2e/status",
+        "/page/../status",
+        "/STATUS",
+        "/status/",
+        "/status%00",
+        "/;/status",
+    ]
+    targets += [
+        "http://localhost/page/../status",
+        "http://evil.example//status",
+        "*",
+        "/page/../ws/w",
+        "/episodes/..%2f..%2fstatus",
+    ]
     for target in targets:
         status, body = ask(server, "GET", target, head)
         assert status in (400, 401, 404), target
@@ -266,7 +306,12 @@ def test_no_way_of_writing_a_path_leaves_the_page(server, with_token):
 def test_requests_that_are_smuggled_or_no_http_get_nothing(server):
     both = f"POST /episodes/claim HTTP/1.1\r\n{HEAD}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     inner = "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    for request in (both + inner, "\x16\x03\x01\x02\x00\x01\x00\x01", "GET /status\r\n\r\n", f"GET /status HTTP/1.1\r\nX:\0y\r\n{HEAD}\r\n"):
+    for request in (
+        both + inner,
+        "\x16\x03\x01\x02\x00\x01\x00\x01",
+        "GET /status\r\n\r\n",
+        f"GET /status HTTP/1.1\r\nX:\0y\r\n{HEAD}\r\n",
+    ):
         answer = exchange(server, request.encode("latin-1"))
         assert b"counters" not in answer
         assert b"Traceback" not in answer

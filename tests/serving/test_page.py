@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.serving.browsing import Watched
 from tests.serving.demo import DemoDesk
 from tests.serving.loopback import reverse_proxy, serving
 from trl_ext.serving.app import create_app
@@ -15,28 +17,23 @@ from trl_ext.serving.options import ServerOptions
 from trl_ext.serving.replies import EpisodeView, Failure, FinishedEpisode, Point, Status, Turn
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if os.environ.get("CI") != "true":
-    pytest.importorskip("playwright", reason="the live page's tests need playwright (pip install 'trl-ext[dev]')")
-    if CHROMIUM is None:
-        pytest.skip("the live page's tests need Chromium (apt-get install chromium)", allow_module_level=True)
-
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-from tests.serving.browsing import Watched
-
 TOKEN = "a-token-of-the-tests"
 PHONE = {"width": 390, "height": 844}
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)>"
     "<iframe srcdoc='<script>parent.alert(4)</script>'></iframe><a href='javascript:alert(5)'>x</a>"
-    "<style>*{display:none}</style><base href='//evil.example/'><meta http-equiv=refresh content='0;url=//evil.example/'>"
-    "{{7*7}}${7*7}\"'`--><!--]]>&lt;b&gt;\x00\ud800\x1b[31m\x7f\u202eesrever\u2066\ufeff" + "W" * 500 + "Z" + "\u0335\u0310" * 60
+    "<style>*{display:none}</style><base href='//evil.example/'>"
+    "<meta http-equiv=refresh content='0;url=//evil.example/'>"
+    "{{7*7}}${7*7}\"'`--><!--]]>&lt;b&gt;\x00\ud800\x1b[31m\x7f\u202eesrever\u2066\ufeff"
+    + "W" * 500
+    + "Z"
+    + "\u0335\u0310" * 60
 )
 # A contrast of 4.5 is what WCAG 2 asks of text of this size. Gives the texts that have less.
 _TOO_FAINT = """() => {
   const parse = (color) => color.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, place) => sum + c * [0.2126, 0.7152, 0.0722][place], 0);
+  const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = (color) => [0.2126, 0.7152, 0.0722].reduce((sum, k, place) => sum + k * linear(color[place] / 255), 0);
   const ground = (node) => {
     for (; node; node = node.parentElement) {
       const [r, g, b, alpha = 1] = parse(getComputedStyle(node).backgroundColor);
@@ -76,7 +73,13 @@ class StagedDesk(DemoDesk):
 
     def clear(self) -> None:
         """As a server is that has just begun."""
-        for rows in (self.state.workers, self.state.running, self.state.finished, self.state.failures, self.state.series):
+        for rows in (
+            self.state.workers,
+            self.state.running,
+            self.state.finished,
+            self.state.failures,
+            self.state.series,
+        ):
             rows.clear()
         self.state.started = time.time()
 
@@ -88,6 +91,8 @@ class StagedDesk(DemoDesk):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    if CHROMIUM is None and os.environ.get("CI") != "true":
+        pytest.skip("the live page is tested in Chromium: apt-get install chromium")
     assert CHROMIUM, "no Chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
@@ -116,7 +121,12 @@ def test_a_server_that_has_just_begun_says_what_is_missing(desk, address, page):
     desk.clear()
     watched = Watched(page)
     page.goto(address)
-    for text in ("No episode has ended yet.", "No worker is connected.", "No episode is running.", "Nothing has failed."):
+    for text in (
+        "No episode has ended yet.",
+        "No worker is connected.",
+        "No episode is running.",
+        "Nothing has failed.",
+    ):
         expect(page.get_by_text(text)).to_be_visible()
     expect(page.get_by_role("img", name="Reward: no rollout yet")).to_be_visible()
     watched.assert_quiet(address)
@@ -157,7 +167,13 @@ def test_an_episode_opens_turn_by_turn_by_keyboard(desk, address, page):
     expect(opened).to_be_focused()
     expect(opened).to_contain_text("turn 2: TimeoutError: step took longer than 60 s")
     expect(opened.get_by_role("article")).to_have_text(
-        ["systemSay the sum.", "user1 + 2", "assistantturn 1reward −0.54", "userNo.", "assistantturn 2reward 13"]
+        [
+            "systemSay the sum.",
+            "user1 + 2",
+            "assistantturn 1reward \N{MINUS SIGN}0.54",
+            "userNo.",
+            "assistantturn 2reward 13",
+        ]
     )
     page.get_by_role("link", name="Close").press("Enter")
     expect(page.get_by_text("Choose an episode to read it turn by turn.")).to_be_visible()

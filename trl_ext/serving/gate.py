@@ -94,7 +94,8 @@ class Gate:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if self.options.token is None and _name(host) not in LOOPBACK:  # a name that was bent to point here
             return error_reply(403, "this server is for this machine: call it localhost", "forbidden_host")
-        acts = scope.get("method") not in ("GET", "HEAD")  # sockets do; what is only read, browsers keep from other pages
+        # What is only read, browsers keep from other pages; they name an origin for the page's own modules
+        acts = scope.get("method") not in ("GET", "HEAD")
         if acts and origin is not None and not self._is_own(origin, host):
             return error_reply(403, "pages of another origin may not use this server", "forbidden_origin")
         seconds = self._rate(scope).wait()

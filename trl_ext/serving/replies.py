@@ -10,7 +10,7 @@ State = Literal["queued", "running", "done", "failed", "dropped"]
 
 
 class AsciiJSON(JSONResponse):
-    """What others wrote must not break the answer: ASCII can hold a lone surrogate, as UTF-8 cannot, and inf is null."""
+    """What others wrote breaks no answer: ASCII can hold a lone surrogate, as UTF-8 cannot, and inf is null."""
 
     def render(self, content: Any) -> bytes:
         try:

@@ -80,6 +80,7 @@ class RolloutServer:
         except OSError as error:
             listener.close()
             raise ConfigError(f"{self.options.host}:{self.options.port} cannot be served: {error.strerror}") from None
+        listener.listen()  # from now on nobody is refused, only later answered
         self.port = listener.getsockname()[1]
         floor = _Floor(self.desk)
         config = uvicorn.Config(
