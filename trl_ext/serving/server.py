@@ -13,7 +13,7 @@ import uvicorn
 from accelerate import PartialState
 from fastapi import FastAPI, WebSocket
 
-from trl_ext.errors import ConfigError
+from trl_ext.errors import ConfigError, ServerError
 from trl_ext.serving.app import create_app
 from trl_ext.serving.chat import ChatCompletion, ChatRequest
 from trl_ext.serving.desk import Desk
@@ -69,6 +69,7 @@ class RolloutServer:
 
         Raises:
             ConfigError: the address cannot be listened to.
+            ServerError: the server did not start.
         """
         if not PartialState().is_main_process:
             return
@@ -81,7 +82,7 @@ class RolloutServer:
             listener.close()
             raise ConfigError(f"{self.options.host}:{self.options.port} cannot be served: {error.strerror}") from None
         self.port = listener.getsockname()[1]
-        floor = _Floor(self.desk)
+        floor = Floor(self.desk)
         config = uvicorn.Config(
             create_app(floor, self.options, self._life),
             http=TimedHttpProtocol.within(self.options.read_timeout),
@@ -99,7 +100,8 @@ class RolloutServer:
             target=self._uvicorn.run, args=([listener],), name="rollout-server", daemon=True
         )
         self._thread.start()
-        self._ready.wait(START_SECONDS)
+        if not self._ready.wait(START_SECONDS):
+            raise ServerError(f"the server at {self.url} did not start within {START_SECONDS:g} s")
 
     def close(self) -> None:
         """Tell workers and agents that the server stops, and close. It can be called again."""
@@ -144,7 +146,7 @@ class RolloutServer:
             await asyncio.sleep(SWEEP_SECONDS)
 
 
-class _Floor:
+class Floor:
     """What the routes need, out of the desk's parts."""
 
     def __init__(self, desk: Desk):
