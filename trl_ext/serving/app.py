@@ -25,7 +25,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply}}
 Id = Annotated[str, InPath(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
-class Floor(Protocol):
+class Desk(Protocol):
     """What the routes need of the place where agents and the policy meet (`server.py`)."""
 
     @property
@@ -42,7 +42,7 @@ class Floor(Protocol):
 
 
 def create_app(
-    desk: Floor,
+    desk: Desk,
     options: ServerOptions,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
@@ -63,7 +63,7 @@ def create_app(
     return app
 
 
-def _add_views(app: FastAPI, desk: Floor) -> None:
+def _add_views(app: FastAPI, desk: Desk) -> None:
     files = {path.name: path for path in PAGE.glob("*") if path.is_file()}
 
     @app.get("/", include_in_schema=False)
@@ -99,7 +99,7 @@ def _add_views(app: FastAPI, desk: Floor) -> None:
         return found
 
 
-def _add_play(app: FastAPI, desk: Floor, options: ServerOptions) -> None:
+def _add_play(app: FastAPI, desk: Desk, options: ServerOptions) -> None:
     @app.get("/v1/models")
     @app.get("/episodes/{lease}/v1/models", include_in_schema=False)
     async def models() -> ModelList:
@@ -129,7 +129,7 @@ def _add_play(app: FastAPI, desk: Floor, options: ServerOptions) -> None:
         await desk.serve_worker(socket, client_id)
 
 
-def _add_errors(app: FastAPI, desk: Floor) -> None:
+def _add_errors(app: FastAPI, desk: Desk) -> None:
     @app.exception_handler(Refusal)
     async def refusal(request: Request, error: Refusal) -> Response:
         if error.status in (429, 503):

@@ -71,7 +71,7 @@ class Desk:
         self.board = Board()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.stopping = self.in_rollout = False
-        self.waiting = 0  # requests for a completion
+        self.pendings: set[Pending] = set()  # requests for a completion
         self.completions = self.tokens = self.last_batch = 0
         self._links: dict[str, Link] = {}
         self._moves: deque[Move] = deque()
@@ -246,6 +246,9 @@ class Desk:
             self.ledger.sweep()
             if self.ledger.over or self.ledger.ended:
                 self.settle(dispatch=True)
+            for id in [id for id in self._links if id not in self.ledger.holders]:
+                self._outbox.append((self._links.pop(id).put, None))  # it was silent; it may connect again
+                self.settle()
 
     def stop(self) -> None:
         """Tell everybody that the server is about to close."""
@@ -253,9 +256,8 @@ class Desk:
             self.stopping = True
             for id in self._links:
                 self.send(id, protocol.Stopping())
-            for move in self._moves:
-                if isinstance(move.message, Pending):
-                    self.resolve(move.message, Refusal(503, "the server is stopping", "stopping", 5))
+            for pending in list(self.pendings):
+                self.resolve(pending, Refusal(503, "the server is stopping", "stopping", 5))
             self.settle()
 
     def count_refused(self, status: int) -> None:
@@ -284,8 +286,9 @@ class Desk:
 
     def resolve(self, pending: Pending, outcome: Any) -> None:
         """Answer a request, once."""
-        if pending.take(outcome):
-            self.waiting -= 1
+        if pending in self.pendings:
+            self.pendings.remove(pending)
+            pending.take(outcome)
             self._outbox.append((pending.deliver, outcome))
 
     def send(self, id: str, message: Any) -> None:

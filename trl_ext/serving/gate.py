@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from pydantic_core import from_json
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -146,9 +147,19 @@ class Gate:
                         return error_reply(413, f"the body has more than {limit} bytes", connection="close")
                     parts.append(part)
                     if not message.get("more_body"):
-                        return b"".join(parts)
+                        return _encodable(b"".join(parts))
         except TimeoutError:
             return error_reply(408, "the body took too long", connection="close", x_should_retry="false")
+
+
+def _encodable(body: bytes) -> bytes | Response:
+    """The body, unless it is JSON with half a character (`\\ud800` alone), which Python reads and cannot write."""
+    if rb"\ud" in body.lower():
+        try:
+            from_json(body)
+        except ValueError as error:
+            return error_reply(400, f"the body is no JSON: {error}"[:300])
+    return body
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -110,11 +110,11 @@ class HttpAgents:
         return self._wait(ticket, lease, Pending(asked, new, request.limit, talk))
 
     def _check_room(self) -> None:
-        if self.desk.waiting >= self.desk.options.max_waiting:
+        if len(self.desk.pendings) >= self.desk.options.max_waiting:
             raise Refusal(429, "too many requests wait for the policy", "queue_full", 1)
 
     def _wait(self, ticket: Ticket | None, lease: str, pending: Pending) -> Pending:
-        self.desk.waiting += 1
+        self.desk.pendings.add(pending)
         self.desk.move(Move(ticket, lease, pending))
         return pending
 

@@ -38,7 +38,6 @@ class Pending:
         self.first = talk is None or talk.conversation.last is None
         self.future: asyncio.Future[ChatCompletion] = asyncio.get_running_loop().create_future()
         self.future.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody may wait
-        self._answered = False
         if talk is not None:
             talk.pending = self
 
@@ -54,16 +53,12 @@ class Pending:
             ),
         )
 
-    def take(self, outcome: ChatCompletion | Refusal) -> bool:
-        """Note what the answer is. False: there is one already."""
-        if self._answered:
-            return False
-        self._answered = True
+    def take(self, outcome: ChatCompletion | Refusal) -> None:
+        """Note what the answer is."""
         if self.talk is not None:
             self.talk.pending = None
             if isinstance(outcome, ChatCompletion):
                 self.talk.conversation.answer(self.new, outcome)
-        return True
 
     def deliver(self, outcome: ChatCompletion | Refusal) -> None:
         """Wake who waits; in the event loop."""

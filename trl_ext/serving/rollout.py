@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 
 from trl_ext.agents.batch_rollout import BatchRollout, show
@@ -26,6 +27,9 @@ from trl_ext.serving.server import RolloutServer
 
 Answer = tuple[list[int], list[float] | None]  # what was sampled, with its log-probabilities
 
+logger = get_logger(__name__)
+
+LONELY_SECONDS = 30.0
 BEAT_SECONDS = 2.0  # processes that wait for the main one hear from it so often
 _CLOSED = {
     "context": ("context_length_exceeded", "the episode has no room for another turn"),
@@ -91,6 +95,7 @@ class RemoteRollout(BatchRollout):
             raise ConfigError(f"gather_seconds = {gather_seconds}: must be at least 0")
         self.server, self.environment = server, environment
         self.wait_for, self.gather_seconds = wait_for, gather_seconds
+        self.warned = False
         self._waiting: list[tuple[Move, SampledEpisode]] = []  # the policy's turn
 
     def _play(self, prompts: list[Any], trainer: Any, bar: Any) -> list[Trajectory]:
@@ -152,6 +157,7 @@ class _Table:
         self._take_all(*self.desk.collect(self.tickets, bool(waiting), self.rollout.gather_seconds, BEAT_SECONDS))
         over = [ticket.result for ticket in self.tickets if ticket.result is not None]
         show(bar, over)
+        self._look_for_workers()
         if len(over) >= self.enough:
             return None
         with self.desk.changed:
@@ -162,6 +168,16 @@ class _Table:
             return [], 0
         limit = min(max(one.turn_room for one in episodes), *(one.context_left for one in episodes))
         return [episode.ids for episode in episodes], limit
+
+    def _look_for_workers(self) -> None:
+        if (
+            not self.rollout.warned
+            and not self.desk.ledger.holders
+            and time.perf_counter() - self.started > LONELY_SECONDS
+        ):
+            self.rollout.warned = True
+            url, name = self.rollout.server.url, self.rollout.environment
+            logger.warning("nobody has come to play: trl-ext worker --server %s --env %s", url, name)
 
     def take(self, answers: list[Answer]) -> None:
         """What the policy wrote for those whose turn it was."""

@@ -13,7 +13,7 @@ import uvicorn
 from accelerate import PartialState
 from fastapi import FastAPI, WebSocket
 
-from trl_ext.errors import ConfigError
+from trl_ext.errors import ConfigError, ServerError
 from trl_ext.serving.app import create_app
 from trl_ext.serving.chat import ChatCompletion, ChatRequest
 from trl_ext.serving.desk import Desk
@@ -28,6 +28,7 @@ from trl_ext.serving.worker_socket import WorkerSocket
 
 SWEEP_SECONDS = 0.25
 CONNECTIONS = 8192  # open at a time, waiting and idle ones too
+BACKLOG = 1024
 GOODBYE_SECONDS = 0.5  # for workers to read that the server stops
 START_SECONDS = 30.0
 
@@ -69,6 +70,7 @@ class RolloutServer:
 
         Raises:
             ConfigError: the address cannot be listened to.
+            ServerError: the server did not start.
         """
         if not PartialState().is_main_process:
             return
@@ -77,12 +79,12 @@ class RolloutServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.options.host, self.options.port))
+            listener.listen(BACKLOG)  # from now on who connects waits, and is not turned away
         except OSError as error:
             listener.close()
             raise ConfigError(f"{self.options.host}:{self.options.port} cannot be served: {error.strerror}") from None
-        listener.listen()  # from now on nobody is refused, only later answered
         self.port = listener.getsockname()[1]
-        floor = _Floor(self.desk)
+        floor = Floor(self.desk)
         config = uvicorn.Config(
             create_app(floor, self.options, self._life),
             http=TimedHttpProtocol.within(self.options.read_timeout),
@@ -90,6 +92,7 @@ class RolloutServer:
             ws_max_size=self.options.max_message,
             ws_per_message_deflate=False,  # a small message could become a large one
             limit_concurrency=CONNECTIONS,
+            backlog=BACKLOG,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -100,7 +103,8 @@ class RolloutServer:
             target=self._uvicorn.run, args=([listener],), name="rollout-server", daemon=True
         )
         self._thread.start()
-        self._ready.wait(START_SECONDS)
+        if not self._ready.wait(START_SECONDS):
+            raise ServerError(f"the server at {self.url} did not start within {START_SECONDS:g} s")
 
     def close(self) -> None:
         """Tell workers and agents that the server stops, and close. It can be called again."""
@@ -145,7 +149,7 @@ class RolloutServer:
             await asyncio.sleep(SWEEP_SECONDS)
 
 
-class _Floor:
+class Floor:
     """What the routes need, out of the desk's parts."""
 
     def __init__(self, desk: Desk):
