@@ -146,7 +146,7 @@ def close_code(answers: Iterator[tuple[int, bytes]]) -> int:
 @pytest.fixture(autouse=True)
 def still_answers(server: RolloutServer) -> Iterator[None]:
     yield
-    assert ask(server, "GET", "/health") == (200, b'{"status": "ok"}')
+    assert ask(server, "GET", "/health") == (200, b'{"status":"ok"}')
 
 
 def test_a_body_of_100_mb_is_cut_off_and_takes_no_memory(server):

@@ -18,7 +18,7 @@ from trl_ext.serving.messages import Claim, ClaimRequest, ResultReply, ResultReq
 from trl_ext.serving.metrics import prometheus_text
 from trl_ext.serving.options import ServerOptions
 from trl_ext.serving.refusal import Refusal
-from trl_ext.serving.replies import AsciiJSON, EpisodeView, ErrorReply, Health, Status
+from trl_ext.serving.replies import EpisodeView, ErrorReply, Health, Status, json_reply
 
 PAGE = Path(__file__).with_name("page")
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorReply}}
@@ -53,7 +53,6 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         responses=_ERRORS,
-        default_response_class=AsciiJSON,
         redirect_slashes=False,  # to an address that a proxy may have another name for
     )
     app.add_middleware(Gate, options=options, refused=desk.count_refused)
@@ -83,20 +82,20 @@ def _add_views(app: FastAPI, desk: Desk) -> None:
     async def health() -> Health:
         return Health(status="stopping" if desk.stopping else "ok")
 
-    @app.get("/status")
-    async def status() -> Status:
-        return desk.status()
+    @app.get("/status", response_model=Status)
+    async def status() -> Response:
+        return json_reply(desk.status())
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(prometheus_text(desk.status()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/episodes/{id}")
-    async def episode(id: Id) -> EpisodeView:
+    @app.get("/episodes/{id}", response_model=EpisodeView)
+    async def episode(id: Id) -> Response:
         found = desk.episode(id)
         if found is None:
             raise Refusal(404, f"no episode {id!r}, or it ended long ago", "episode_not_found")
-        return found
+        return json_reply(found)
 
 
 def _add_play(app: FastAPI, desk: Desk, options: ServerOptions) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from pydantic_core import from_json
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from trl_ext.serving.options import LOOPBACK, ServerOptions
-from trl_ext.serving.replies import AsciiJSON, ErrorBody, ErrorReply
+from trl_ext.serving.replies import ErrorBody, ErrorReply
 
 OPEN = ("/", "/health")  # and what is under /page/: the page asks for the token itself
 _CLIENTS = 10_000  # whose rates are remembered
@@ -40,7 +40,7 @@ def error_reply(
     if status == 409:
         headers["x_should_retry"] = "false"
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return AsciiJSON(body.model_dump(), status, named)
+    return JSONResponse(body.model_dump(), status, named)
 
 
 class Rate:

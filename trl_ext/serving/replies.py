@@ -4,20 +4,19 @@ import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse
+from pydantic_core import PydanticSerializationError
+from starlette.responses import Response
 
 State = Literal["queued", "running", "done", "failed", "dropped"]
 
 
-class AsciiJSON(JSONResponse):
-    """What others wrote breaks no answer: ASCII can hold a lone surrogate, as UTF-8 cannot, and inf is null."""
-
-    def render(self, content: Any) -> bytes:
-        try:
-            text = json.dumps(content, allow_nan=False)
-        except ValueError:
-            text = json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None))
-        return text.encode("ascii")
+def json_reply(view: BaseModel) -> Response:
+    """A lone surrogate, which an environment's text may have and UTF-8 cannot hold, is sent as an escape."""
+    try:
+        text = view.model_dump_json()
+    except PydanticSerializationError:
+        text = json.dumps(view.model_dump())
+    return Response(text, media_type="application/json")
 
 
 class Policy(BaseModel):

@@ -67,7 +67,7 @@ export function table(node, columns, rows, key, empty, current = null) {
     if (name === current) row.setAttribute("aria-current", "true");
     else row.removeAttribute("aria-current");
   });
-  for (const row of old.values()) row.remove();
+  while (body.rows.length > rows.length) body.lastElementChild.remove();
 }
 
 function newRow(columns, name) {

@@ -78,7 +78,7 @@ function drawTables({ now, finished, workers, running, failures }, opened) {
     { name: "failed", classes: "number", cell: ({ failed }) => [count(failed), failed ? "bad" : ""] },
     { name: "heard", classes: "number", cell: (one) => `${duration(one.heartbeat_age)} ago${one.draining ? ", leaving" : ""}` },
     { name: "connected", classes: "number minor", cell: ({ connected }) => duration(connected) },
-  ], workers, ({ id }) => id, "No worker is connected.");
+  ], workers, ({ kind, id }) => `${kind} ${id}`, "No worker is connected.");
   table(byId("failures"), [
     { name: "episode", classes: "name", cell: ({ id }) => id, link },
     { name: "failure", cell: ({ error }) => error },
