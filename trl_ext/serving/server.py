@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -28,6 +29,7 @@ from trl_ext.serving.worker_socket import WorkerSocket
 
 SWEEP_SECONDS = 0.25
 CONNECTIONS = 8192  # open at a time, waiting and idle ones too
+BACKLOG = 1024
 GOODBYE_SECONDS = 0.5  # for workers to read that the server stops
 START_SECONDS = 30.0
 
@@ -71,13 +73,14 @@ class RolloutServer:
             ConfigError: the address cannot be listened to.
             ServerError: the server did not start.
         """
-        if not PartialState().is_main_process:
+        if not in_main_process():
             return
         family = socket.AF_INET6 if ":" in self.options.host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.options.host, self.options.port))
+            listener.listen(BACKLOG)  # from now on who connects waits, and is not turned away
         except OSError as error:
             listener.close()
             raise ConfigError(f"{self.options.host}:{self.options.port} cannot be served: {error.strerror}") from None
@@ -90,6 +93,7 @@ class RolloutServer:
             ws_max_size=self.options.max_message,
             ws_per_message_deflate=False,  # a small message could become a large one
             limit_concurrency=CONNECTIONS,
+            backlog=BACKLOG,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -141,9 +145,19 @@ class RolloutServer:
                 self.desk.loop = None
 
     async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            self.desk.sweep()
+            due = loop.time() + SWEEP_SECONDS
             await asyncio.sleep(SWEEP_SECONDS)
+            if loop.time() < due + SWEEP_SECONDS:  # or nobody was heard: what came meanwhile is read first
+                self.desk.sweep()
+
+
+def in_main_process() -> bool:
+    """Also before there is a trainer: to ask `PartialState` then would decide for it whether it runs on the CPU."""
+    if PartialState._shared_state:
+        return bool(PartialState().is_main_process)
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Floor:
