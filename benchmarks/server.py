@@ -144,7 +144,7 @@ def measure(workers: int, episodes: int, rounds: int) -> dict[str, Any]:
         load.start()
         while len(server.desk.ledger.holders) < workers:
             time.sleep(0.05)
-        rollout = remote_rollout(server, max_turns=MAX_TURNS, gather_seconds=0.0)
+        rollout = remote_rollout(server, max_turns=MAX_TURNS, max_turn_tokens=1, gather_seconds=0.0)
         for number in tqdm(range(rounds), desc="rounds", disable=None):
             trainer.rollout_rows = [{"prompt": "", "seed": number * episodes + row} for row in range(episodes)]
             trainer.state.global_step = number

@@ -31,9 +31,8 @@ def distance(one, other):
     return abs(one[0] - other[0]) + abs(one[1] - other[1])
 
 
-def play(base_url, token, seed):
+def play(client, seed):
     """A walk with the policy: the reward of each turn, and whether it arrived."""
-    client = openai.OpenAI(base_url=base_url, api_key=token)
     far = [(one, other) for one in CELLS for other in CELLS if distance(one, other) >= 5]
     place, goal = random.Random(seed).choice(far)
     messages, rewards = [], []
@@ -51,11 +50,11 @@ def play(base_url, token, seed):
 
 
 def work(url, token, name):
-    misses = 0
+    misses, client = 0, openai.OpenAI(base_url=url, api_key=token)
     while misses < 50:
         try:
             episode = post(f"{url}/episodes/claim", token, {"agent": name})
-            rewards, success = play(episode["base_url"], token, episode["row"]["seed"])
+            rewards, success = play(client.with_options(base_url=episode["base_url"]), episode["row"]["seed"])
             result = {"rewards": rewards, "success": success, "metrics": {"turns_taken": len(rewards)}}
             post(f"{url}/episodes/{episode['lease']}/result", token, result)
             misses = 0

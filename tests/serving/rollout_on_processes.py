@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from tests.agents.talk import Faulty, Talk
@@ -15,6 +14,7 @@ from tests.serving.playing import remote_trainer, serving, workers
 from tests.trainers.training import weights
 from trl_ext.agents.trajectory import TrajectoryRecorder
 from trl_ext.errors import EpisodeFailuresError
+from trl_ext.serving.server import in_main_process
 
 job = json.loads(sys.argv[1])
 ARGS = {"per_device_train_batch_size": 6, "num_generations": 4, "max_steps": 2, "shuffle_dataset": False}
@@ -22,7 +22,7 @@ GREEDY = {"generation_kwargs": {"do_sample": False, "top_p": None, "top_k": None
 
 
 def train(environment, config_options, **rollout):
-    main = PartialState().is_main_process
+    main = in_main_process()
     with serving() as server, workers(server, environment, step_timeout=5.0) if main else contextlib.nullcontext():
         trainer = remote_trainer(job["path"], server, rollout, config_options=config_options)
         try:

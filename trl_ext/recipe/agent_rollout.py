@@ -5,8 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from accelerate import PartialState
-
 from trl_ext.agents.rollout import environment_rollout
 from trl_ext.errors import ConfigError, MissingExtraError
 from trl_ext.recipe.agent_task import AgentArguments, environment_of
@@ -36,7 +34,7 @@ def agent_rollout(
         from trl_ext.serving.ledger import Rules
         from trl_ext.serving.options import ServerOptions
         from trl_ext.serving.rollout import remote_rollout
-        from trl_ext.serving.server import RolloutServer
+        from trl_ext.serving.server import RolloutServer, in_main_process
     except ImportError as error:
         raise MissingExtraError(f"--serve needs {error.name}: pip install 'trl-ext[serve]'") from None
     host, port = address(agent_args.serve)
@@ -44,7 +42,7 @@ def agent_rollout(
     options = ServerOptions(host=host, port=port, token=token, public_url=agent_args.public_url)
     rules = Rules(episode_timeout=agent_args.episode_timeout, max_policy_lag=agent_args.max_policy_lag)
     with RolloutServer(options, rules, model) as server:
-        if PartialState().is_main_process:
+        if in_main_process():
             reach = agent_args.public_url or server.url
             print(f"Serving at {reach}: trl-ext worker --server {reach} --env {agent_args.environment}", flush=True)
         environment = agent_args.environment

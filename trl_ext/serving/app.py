@@ -131,7 +131,7 @@ def _add_play(app: FastAPI, desk: Desk, options: ServerOptions) -> None:
 def _add_errors(app: FastAPI, desk: Desk) -> None:
     @app.exception_handler(Refusal)
     async def refusal(request: Request, error: Refusal) -> Response:
-        if error.status in (429, 503):
+        if error.status in (429, 503) and error.code != "no_episode":
             desk.count_refused(error.status)
         return error.reply()
 

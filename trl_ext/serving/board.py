@@ -37,7 +37,7 @@ class Board:
         self.finished.appendleft(FinishedEpisode(**shared, row=row, turns=trajectory.turns, ended=time.time()))
         if ticket.state == "failed":
             error = trajectory.failure or ticket.failure or ""
-            self.failures.appendleft(Failure(id=ticket.id, worker=ticket.worker, error=error, at=time.time()))
+            self.failures.appendleft(Failure(id=ticket.id, worker=ticket.player, error=error, at=time.time()))
 
 
 def view_of(ticket: Ticket, trajectory: Trajectory, seconds: float) -> EpisodeView:
@@ -51,7 +51,7 @@ def view_of(ticket: Ticket, trajectory: Trajectory, seconds: float) -> EpisodeVi
         state=ticket.state,
         environment=ticket.environment,
         row=ticket.row,
-        worker=ticket.worker,
+        worker=ticket.player,
         attempts=ticket.attempt,
         step=ticket.version,
         turns=turns,
@@ -69,7 +69,7 @@ def running_view(ticket: Ticket, age: float) -> RunningEpisode:
         id=ticket.id,
         environment=ticket.environment,
         row=row_summary(ticket.row),
-        worker=ticket.worker,
+        worker=ticket.player,
         attempt=ticket.attempt,
         turn=ticket.turn,
         waits_for=ticket.waits_for,
@@ -78,7 +78,7 @@ def running_view(ticket: Ticket, age: float) -> RunningEpisode:
 
 
 def row_summary(row: dict[str, Any]) -> str:
-    text = "  ".join(f"{name}={value!r:.60}" for name, value in row.items())
+    text = "  ".join(f"{name}={value!r:.60}" for name, value in row.items() if value not in ("", None))
     return text if len(text) <= _ROW else text[: _ROW - 3] + "..."
 
 

@@ -189,6 +189,7 @@ class Desk:
             if old is not None:
                 old.put(None)
             self.ledger.join(link.id, hello.environments, hello.concurrency)
+            self.settle()  # what the old one had is over for it alone
             self._links[link.id] = link
             link.put(protocol.Welcome(run=self.run, heartbeat=self.ledger.rules.heartbeat))
             self.settle(dispatch=True)

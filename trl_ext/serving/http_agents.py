@@ -6,10 +6,8 @@ from trl_ext.serving import messages as protocol
 from trl_ext.serving.chat import ChatCompletion, ChatRequest
 from trl_ext.serving.desk import Desk, Move
 from trl_ext.serving.http_talk import Pending, Talk
-from trl_ext.serving.ledger import DuplicateError, StaleError, Ticket
+from trl_ext.serving.ledger import HTTP, DuplicateError, StaleError, Ticket
 from trl_ext.serving.refusal import Refusal
-
-PREFIX = "http:"  # before their names, which they share with no worker on a socket
 
 
 class HttpAgents:
@@ -24,7 +22,7 @@ class HttpAgents:
         Raises:
             Refusal: there is none now, or there are too many agents.
         """
-        desk, ledger, id = self.desk, self.desk.ledger, PREFIX + request.agent
+        desk, ledger, id = self.desk, self.desk.ledger, HTTP + request.agent
         with desk.changed:
             desk.make_room(id)
             if id not in ledger.holders:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from trl_ext.errors import ConfigError
 from trl_ext.serving.replies import Counters, State
 
+HTTP = "http:"  # before the names of agents by HTTP, which they share with no worker on a socket
 DROPPED = "dropped: "  # what the failure of a dropped episode begins with
 KEPT = 2000  # ended episodes by which late messages are told from invented ones
 MISSED = 3  # heartbeats
@@ -77,6 +78,11 @@ class Ticket:
     @property
     def lease(self) -> str:
         return f"{self.id}.{self.attempt}"
+
+    @property
+    def player(self) -> str:
+        """The worker's or agent's own name."""
+        return self.worker.removeprefix(HTTP)
 
     @property
     def open(self) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -72,7 +73,7 @@ class RolloutServer:
             ConfigError: the address cannot be listened to.
             ServerError: the server did not start.
         """
-        if not PartialState().is_main_process:
+        if not in_main_process():
             return
         family = socket.AF_INET6 if ":" in self.options.host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -144,9 +145,19 @@ class RolloutServer:
                 self.desk.loop = None
 
     async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            self.desk.sweep()
+            due = loop.time() + SWEEP_SECONDS
             await asyncio.sleep(SWEEP_SECONDS)
+            if loop.time() < due + SWEEP_SECONDS:  # or nobody was heard: what came meanwhile is read first
+                self.desk.sweep()
+
+
+def in_main_process() -> bool:
+    """Also before there is a trainer: to ask `PartialState` then would decide for it whether it runs on the CPU."""
+    if PartialState._shared_state:
+        return bool(PartialState().is_main_process)
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Floor:

@@ -5,8 +5,7 @@ import time
 from trl_ext.agents.trajectory import Trajectory
 from trl_ext.serving.board import running_view, view_of
 from trl_ext.serving.desk import Desk
-from trl_ext.serving.http_agents import PREFIX
-from trl_ext.serving.ledger import Holder
+from trl_ext.serving.ledger import HTTP, Holder
 from trl_ext.serving.messages import PROTOCOL
 from trl_ext.serving.replies import EpisodeView, Policy, Queues, Status, WorkerView
 
@@ -55,7 +54,7 @@ def episode_of(desk: Desk, id: str) -> EpisodeView | None:
 def _worker(holder: Holder, now: float) -> WorkerView:
     running = len(holder.tickets)
     return WorkerView(
-        id=holder.id.removeprefix(PREFIX),
+        id=holder.id.removeprefix(HTTP),
         kind="http" if holder.concurrency is None else "socket",
         environments=list(holder.environments),
         concurrency=running if holder.concurrency is None else holder.concurrency,

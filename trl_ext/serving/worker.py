@@ -14,7 +14,7 @@ from typing import Any
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
-from trl_ext.agents.environment import Environment, Step, as_messages, begin, take_turn
+from trl_ext.agents.environment import Environment, Messages, Step, as_messages, begin, take_turn
 from trl_ext.agents.stepping import Stepper
 from trl_ext.errors import ConfigError, ServerError
 from trl_ext.serving import messages as protocol
@@ -117,6 +117,8 @@ class Worker:
         self._idle.clear()
 
     async def _serve(self, connection: ClientConnection) -> None:
+        if self._draining:  # it was told so while it connected
+            return
         self._connection = connection
         hello = protocol.Hello(
             protocol=protocol.PROTOCOL, environments=list(self.environments), concurrency=self.concurrency
@@ -159,7 +161,7 @@ class Worker:
         try:
             environment = self._idle.pop() if self._idle else await self._stepper.call(self.env_factory)
             opening = await begin(environment, lease.row, self._stepper.call)
-            await self._say(protocol.Opened(lease=lease.lease, messages=opening))
+            await self._say(protocol.Opened(lease=lease.lease, messages=_messages(opening)))
             turn = 0
             while True:
                 message = await play.inbox.get()
@@ -247,7 +249,7 @@ def run_worker(worker: Worker) -> None:
 
 def _stepped(lease: str, turn: int, step: Step) -> protocol.Stepped:
     """A step as a message. Of `info` numbers go along, and what trajectories read of it by name."""
-    info = {
+    info: dict[str, bool | float | str] = {
         name: value
         for name, value in step.info.items()
         if isinstance(value, bool) or (isinstance(value, int | float) and math.isfinite(value))
@@ -259,12 +261,16 @@ def _stepped(lease: str, turn: int, step: Step) -> protocol.Stepped:
     return protocol.Stepped(
         lease=lease,
         turn=turn,
-        messages=as_messages(step.observation),
+        messages=_messages(as_messages(step.observation)),
         reward=step.reward,
         terminated=step.terminated,
         truncated=step.truncated,
         info=info,
     )
+
+
+def _messages(messages: Messages) -> list[protocol.EnvironmentMessage]:
+    return [protocol.EnvironmentMessage.model_validate(message) for message in messages]
 
 
 def _parsed(text: str | bytes) -> Any:
