@@ -1,7 +1,9 @@
 """The live page in a real Chromium (Debian's): what it shows, and that nothing it shows can do anything."""
 
 import os
+import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -157,6 +159,32 @@ def test_the_page_follows_a_run(desk, address, page):
     watched.assert_quiet(address)
 
 
+def test_the_page_shows_what_workers_play(page):
+    """The real server, workers and rollout; the policy is the scripted one of benchmarks/server.py."""
+    from benchmarks.server import ScriptedTrainer  # these need torch, which the others do not wait for
+    from tests.serving import playing
+    from trl_ext.agents.environments.grid_world import GridWorld
+    from trl_ext.serving.rollout import remote_rollout
+
+    trainer, rows = ScriptedTrainer(), [{"prompt": "", "seed": seed} for seed in range(16)]
+    with playing.serving() as server, playing.workers(server, GridWorld, count=2):
+        trainer.rollout_func, watched = remote_rollout(server, max_turns=8, max_turn_tokens=1), Watched(page)
+        page.goto(server.url)
+        expect(page.get_by_role("row", name="worker-1")).to_be_visible()
+        for step in (0, 1):
+            trainer.state.global_step = step
+            rollout = threading.Thread(target=playing.play, args=(trainer, rows))  # this thread's loop is Playwright's
+            rollout.start()
+            expect(page.get_by_role("img", name="Reward")).to_have_accessible_name(re.compile(f"; step {step}: "))
+            rollout.join()
+        finished = page.get_by_role("group", name="Last episodes")
+        expect(finished.get_by_role("link")).to_have_count(32)
+        finished.get_by_role("link").first.click()
+        expect(page.get_by_role("article").first).to_have_text(re.compile("user[a-d][1-4]>[a-d][1-4]:"))
+        expect(page.get_by_role("article").nth(1)).to_have_text(re.compile("assistantturn 1reward .*[udlr]$"))
+        watched.assert_quiet(server.url + "/")
+
+
 def test_an_episode_opens_turn_by_turn_by_keyboard(desk, address, page):
     desk.episodes["7-live"] = an_episode(failure="turn 2: TimeoutError: step took longer than 60 s", state="failed")
     desk.end("7-live", state="failed", reward=None)
@@ -195,6 +223,16 @@ def test_an_episode_that_runs_grows_under_its_reader(desk, address, page):
     expect(turns.last).to_have_text("userRight.")
     expect(page.locator("#turns")).to_contain_text("success")
     assert turns.first.evaluate("(node) => node.seen"), "what was there is drawn again, and a selection in it is lost"
+
+
+def test_rows_that_look_the_same_stay_as_many_as_they_are(desk, address, page):
+    desk.state.failures = [Failure(id="8-live", worker="w", error="turn 1: ValueError: no", at=1.0)] * 2
+    page.goto(address)
+    rows = page.get_by_role("group", name="Failures").get_by_role("row", name="8-live")
+    for version in (1000, 1001, 1002):  # so many times it is drawn
+        desk.state.policy.version = version
+        expect(page.locator("#about")).to_contain_text(f"step {version:,}")
+        expect(rows).to_have_count(2)
 
 
 def test_a_long_text_is_cut_until_it_is_asked_for(desk, address, page):
@@ -297,6 +335,15 @@ def test_a_lost_server_is_said_and_found_again(desk, page):
     with serving(app, port=int(address.rstrip("/").rpartition(":")[2])):
         expect(page.get_by_role("status")).to_have_text("live")
         expect(page.get_by_role("link", name="7-live")).to_be_visible()
+
+
+def test_a_server_that_answers_with_an_error_is_no_lost_connection(address, page):
+    page.goto(address)
+    expect(page.get_by_role("status")).to_have_text("live")
+    page.route("**/status", lambda route: route.fulfill(status=429, json={"error": {"message": "too many requests"}}))
+    expect(page.get_by_role("status")).to_have_text("too many requests, retrying")
+    page.unroute("**/status")
+    expect(page.get_by_role("status")).to_have_text("live")
 
 
 def test_a_server_that_stops_is_said(desk, address, page):

@@ -73,7 +73,8 @@ export class Chart {
     this.lines.forEach((line, place) => {
       if (!line.length) return;
       const way = line.map(([step, value]) => `${this.x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("L");
-      this.add("path", { d: `M${way}`, class: place ? "other" : "" });
+      // a line of one point is a dot
+      this.add("path", { d: `M${way}${line.length > 1 ? "" : "h0"}`, class: place ? "other" : "" });
     });
     const read = this.lines.findIndex((line) => line.length);
     const [step, value] = this.lines[read][this.place ?? this.lines[read].length - 1];

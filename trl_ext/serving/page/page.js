@@ -1,5 +1,5 @@
 // The live page: asks for `status` once a second and draws what changed. Every address is relative to the page's own.
-import { element, shown, write } from "./dom.js";
+import { element, write } from "./dom.js";
 import { drawEpisode, hasEnded } from "./episode.js";
 import { drawStatus } from "./status.js";
 
@@ -15,6 +15,7 @@ let lost = 0; // questions without an answer since the last answer
 let drawn = null; // the episode that the page shows
 
 class NoToken extends Error {}
+class ServerError extends Error {}
 
 /** Ask the server for JSON. The token goes in a header: addresses are logged. */
 async function ask(path) {
@@ -27,7 +28,7 @@ async function ask(path) {
   if (answer.status === 401) throw new NoToken();
   if (answer.ok) return answer.json();
   const said = await answer.json().catch(() => null);
-  throw new Error(said?.error?.message ?? `the server answers ${answer.status}`);
+  throw new ServerError(said?.error?.message ?? `the server answers ${answer.status}`);
 }
 
 async function update() {
@@ -43,25 +44,27 @@ async function update() {
     const wait = Math.min(EVERY * 2 ** lost++, LONGEST_WAIT);
     timer = setTimeout(update, wait);
     byId("state").classList.add("stale");
-    connection("lost", `lost connection, retrying${lost > 1 ? ` in ${wait / 1000} s` : ""}`, error.message);
+    const what = error instanceof ServerError ? error.message : "lost connection";
+    connection("lost", `${what}, retrying${lost > 1 ? ` in ${wait / 1000} s` : ""}`);
     return;
   }
   if (mine !== asked) return;
   lost = 0;
-  timer = setTimeout(update, EVERY);
   byId("access").hidden = true;
   byId("state").hidden = false;
   byId("state").classList.remove("stale");
-  drawStatus(status, openedId());
   connection(status.stopping ? "stopping" : "live", status.stopping ? "stopping" : "live");
-  if (drawn && !hasEnded(drawn)) showEpisode();
+  try {
+    drawStatus(status, openedId());
+    if (drawn && !hasEnded(drawn)) await showEpisode();
+  } finally {
+    if (mine === asked) timer = setTimeout(update, EVERY);
+  }
 }
 
-function connection(state, text, why = "") {
-  const node = byId("connection");
-  node.dataset.state = state;
-  node.title = shown(why);
-  write(node, text);
+function connection(state, text) {
+  byId("connection").dataset.state = state;
+  write(byId("connection"), text);
 }
 
 function askForToken() {
