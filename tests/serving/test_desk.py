@@ -78,9 +78,11 @@ def test_what_a_lost_worker_said_last_is_not_in_the_episode_of_the_next(tiny):
 
     def work():
         asked(desk)
+        first = FakeLink(desk, "first")
+        lost = first.opens("aaaa")
+        turn = first.last(protocol.Act).turn
         with desk.changed:  # the trainer sees all of it at once
-            first = FakeLink(desk, "first")
-            lost = first.opens("aaaa")
+            first.say(protocol.Stepped, lease=lost, turn=turn, reward=9, terminated=False, truncated=False)
             desk.detach(first)
             second = FakeLink(desk, "second")
             lease = second.opens("bb")
