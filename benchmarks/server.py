@@ -31,7 +31,7 @@ from typing import Any
 from benchmarks.tables import RESULTS, write_table
 
 RESULT = RESULTS / "server.json"
-WORKERS, EPISODES, ROUNDS = 200, 2000, 6
+WORKERS, EPISODES, ROUNDS = 200, 2000, 10
 MAX_TURNS = 8
 
 

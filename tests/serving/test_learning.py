@@ -42,6 +42,39 @@ def wait_for(url, trainer):
             time.sleep(0.5)
 
 
+def stop(running):
+    for one in running:
+        one.kill()
+        one.wait()
+
+
+@pytest.mark.full
+def test_workers_come_back_to_a_run_that_was_killed_and_is_resumed_from_its_checkpoint(tmp_path):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = ["--max_steps", "8", "--save_strategy", "steps", "--save_steps", "2", "--heldout_episodes", "0"]
+    recipe = [sys.executable, str(ROOT / "recipes" / "agent.py"), "--serve", f"127.0.0.1:{port}", "--use_cpu", "true"]
+    command = [*recipe, *options, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "auto"]
+    running = [subprocess.Popen(player, stderr=subprocess.DEVNULL) for player in players("workers", url)]
+    try:
+        with (tmp_path / "log").open("w") as log:
+            killed = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+            running.append(killed)
+            while killed.poll() is None and not (tmp_path / "checkpoint-4").is_dir():
+                time.sleep(0.1)
+            killed.kill()
+            assert killed.wait() < 0
+            resumed = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+            running.append(resumed)
+            assert resumed.wait() == 0, (tmp_path / "log").read_text()[-3000:]
+    finally:
+        stop(running)
+    episodes = read_trajectories(tmp_path / "trajectories")
+    assert {one.step for one in episodes} == {0, 2, 4, 6}
+    assert all(one.failure is None for one in episodes)
+    assert len([one for one in episodes if one.step == 6]) == 256
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["workers", "openai"])
 def test_the_grid_world_is_learnt_from_episodes_that_are_played_elsewhere(kind, tmp_path):
@@ -61,9 +94,7 @@ def test_the_grid_world_is_learnt_from_episodes_that_are_played_elsewhere(kind, 
             ]
             assert trainer.wait() == 0, (tmp_path / "log").read_text()[-3000:]
         finally:
-            for one in running:
-                one.kill()
-                one.wait()
+            stop(running)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["heldout_before"] <= 0.3
     assert summary["heldout_after"] >= 0.8

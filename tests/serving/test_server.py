@@ -48,7 +48,7 @@ def kinds(connection, seconds=10.0):
     return said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_a_signal_tells_workers_answers_who_waits_and_closes(number):
     command = [sys.executable, "-c", STOPPED_BY_SIGNAL]
     root = Path(__file__).parents[2]

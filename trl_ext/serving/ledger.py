@@ -187,7 +187,8 @@ class Ledger:
     def leave(self, id: str, why: str) -> None:
         """A worker is not there any more: others play its episodes."""
         holder = self.holders.pop(id, None)
-        for ticket in sorted(holder.tickets, key=lambda ticket: ticket.taken) if holder else ():
+        tickets = sorted(holder.tickets, key=lambda ticket: ticket.number) if holder else []
+        for ticket in reversed(tickets):  # each goes to the queue's front
             self.release(ticket, why)
 
     def heard(self, id: str) -> None:
