@@ -267,6 +267,9 @@ def test_hostile_texts_are_shown_as_texts_and_do_nothing(browser, viewport):
         text = page.get_by_role("article").last.inner_text()
         assert "<script>alert(1)</script><img src=x onerror=alert(2)>" in text
         assert r"&lt;b&gt;\u0000\ud800\u001b[31m\u007f\u202eesrever\u2066" in text
+        shown = page.locator("body").text_content()
+        assert shown.count(r"\ud800") > 50
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\ud800\u202a-\u202e\u2066-\u2069]", shown)
         assert page.locator("main :is(script, img, iframe, style, base, meta, a[href^=javascript])").count() == 0
         before = page.locator("#about").inner_text()
         desk.state.policy.version += 1
