@@ -136,7 +136,7 @@ def test_an_episode_of_an_openai_client_is_kept_as_it_was_sampled(tiny):
 def test_a_rewritten_history_and_what_cannot_be_answered_get_clear_errors(tiny):
     def work(episode, client):
         messages = [user("a>")]
-        first = ask(client, messages, max_tokens=2)
+        first = ask(client, messages, max_tokens=2, response_format={"type": "text"}, stream=False)
         assert first.usage.completion_tokens <= 2
         for wrong, status, words in (
             ([user("b>"), said(first), user("c")], 409, "message 1 is not what this episode has there"),
@@ -149,6 +149,7 @@ def test_a_rewritten_history_and_what_cannot_be_answered_get_clear_errors(tiny):
             assert error.value.status_code == status
         for option, words in (
             ({"stream": True}, "stream: .*not supported: answers come whole"),
+            ({"response_format": {"type": "json_object"}}, "response_format: .*not supported"),
             ({"n": 2}, "^Error code: 400.*n: "),
             ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: .*not supported"),
         ):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,8 +30,10 @@ def until(condition, seconds=20.0):
 
 
 def test_a_worker_comes_back_when_the_server_has_gone_and_is_there_again(tiny):
-    with serving() as server, workers(server):
+    """It gives up after so long without a server: the time with one does not count."""
+    with serving() as server, workers(server, give_up=2.0):
         until(lambda: server.desk.ledger.holders)
+        time.sleep(2.1)
         server.close()
         again = RolloutServer(ServerOptions(port=server.port), Rules())
         with again:
@@ -123,7 +126,8 @@ def test_the_command_plays_until_it_is_told_to_stop(tiny):
     with serving(token="the-right-token") as server:
         environment = {**os.environ, "TRL_EXT_TOKEN": "the-right-token"}
         command = [*COMMAND, "--server", server.url, "--env", "tests.agents.talk:Talk", "--concurrency", "8"]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], **pipes) as worker:
             try:
                 rollout = {"environment": "tests.agents.talk:Talk"}
                 output = play(remote_trainer(tiny, server, rollout), ROWS.select(range(8)))

@@ -12,6 +12,7 @@ _UNSUPPORTED = {
     "functions": "say in the messages what the functions are, and parse the text",
     "logprobs": "log-probabilities stay with the server",
     "audio": "text only",
+    "response_format": "say in the messages what the text must look like",
     "stop": "a turn ends where the policy ends it, or after max_tokens",
 }
 
@@ -53,12 +54,13 @@ class ChatRequest(BaseModel):
     functions: Any = None
     logprobs: Any = None
     audio: Any = None
+    response_format: Any = None
     stop: Any = None
 
     @field_validator(*_UNSUPPORTED)
     @classmethod
     def _unsupported(cls, value: Any, info: Any) -> None:
-        if value:
+        if value and value != {"type": "text"}:
             raise ValueError(f"not supported: {_UNSUPPORTED[info.field_name]}")
 
     @property

@@ -68,7 +68,7 @@ class Worker:
         self._idle: list[Environment] = []
         self._plays: dict[str, _Play] = {}
         self._connection: ClientConnection | None = None
-        self._draining = False
+        self._welcome = self._draining = False
 
     async def run(self) -> None:
         """Play until `drain`.
@@ -83,7 +83,6 @@ class Worker:
                 headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
                 async with connect(self.url, additional_headers=headers, compression=None, max_size=None) as connection:
                     await self._serve(connection)
-                    pause, since = FIRST_PAUSE, loop.time()
             except websockets.InvalidStatus as error:
                 if error.response.status_code in _REFUSED:
                     raise ServerError(
@@ -94,6 +93,8 @@ class Worker:
                 logger.info("%s: %s", self.url, error or type(error).__name__)
             if self._draining:
                 break
+            if self._welcome:
+                pause, since, self._welcome = FIRST_PAUSE, loop.time(), False
             if self.give_up is not None and loop.time() - since > self.give_up:
                 raise ServerError(f"{self.url}: no server for {self.give_up:g} s")
             await self._sleep(pause * random.uniform(0.5, 1.0))  # a thousand workers do not come back all at once
@@ -129,6 +130,7 @@ class Worker:
             async for text in connection:
                 message = _parsed(text)
                 if isinstance(message, protocol.Welcome):
+                    self._welcome = True
                     logger.info("%s: connected as %s", self.url, self.name)
                     beating = beating or asyncio.create_task(self._beat(message.heartbeat))
                 elif isinstance(message, protocol.Lease):
