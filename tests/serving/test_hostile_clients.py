@@ -1,6 +1,7 @@
 """The server on a real socket, and clients that want to fill, stall or mislead it."""
 
 import json
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from tests.serving.raw_clients import (
     send_much,
     worker,
 )
+from trl_ext.serving.http_protocol import room_for
 from trl_ext.serving.options import ServerOptions
 from trl_ext.serving.server import RolloutServer
 
@@ -144,6 +146,33 @@ def test_empty_lines_after_an_answer_keep_no_connection_open(server):
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         client.sendall(b"\r\n")
         assert rest_of(client) == b""  # until the server closes, PATIENCE at most
+
+
+def test_more_connections_than_the_process_has_room_for_take_no_files(monkeypatch):
+    monkeypatch.setattr("trl_ext.serving.server.CONNECTIONS", 50)
+    with RolloutServer(ServerOptions(port=0, token=TOKEN)) as small:
+        clients = [socket.create_connection(("127.0.0.1", small.port), PATIENCE) for _ in range(80)]
+        try:
+            assert [rest_of(client) for client in clients[50:]] == [b""] * 30  # at once, long before read_timeout
+            for client in clients[:50]:
+                client.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    client.recv(1)
+        finally:
+            for client in clients:
+                client.close()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "most", "raised"),
+    [(1024, 4096, 1000, 2000), (1024, 1024, 512, None), (20_000, 20_000, 1000, None), (100, -1, 1000, 2000)],
+)
+def test_half_of_the_files_are_left_to_the_trainer(monkeypatch, soft, hard, most, raised):
+    given = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: given.append(limits))
+    assert room_for(1000) == most
+    assert [limits for limits in given if limits[0] != soft] == ([] if raised is None else [(raised, hard)])
 
 
 def _drip(client: socket.socket, enough: threading.Event) -> None:

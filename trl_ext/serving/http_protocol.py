@@ -1,6 +1,7 @@
-"""uvicorn's HTTP with limits for the headers, which it lacks: who sends them slowly, or without end, is cut off."""
+"""uvicorn's HTTP with limits that it lacks: who sends headers slowly, or without end, is cut off, and one too many."""
 
 import asyncio
+import resource
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -8,20 +9,35 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_BYTES = 1 << 18  # what asyncio reads at once: no head of usual size, with what comes after it, is more
 
 
-class TimedHttpProtocol(HttpToolsProtocol):
-    """The clock runs from the connection, or what comes after an answer, to the end of a request's headers."""
+def room_for(connections: int) -> int:
+    """How many of them the process may hold at most: half of its files. Their limit is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return connections if soft == resource.RLIM_INFINITY else min(connections, soft // 2)
 
-    seconds = 20.0
+
+class TimedHttpProtocol(HttpToolsProtocol):
+    """The clock runs from the connection, or what comes after an answer, to the end of a request's headers.
+
+    A connection beyond `most` is closed at once: each is an open file, and the trainer's process has files to write.
+    """
+
+    seconds, most = 20.0, 8192
     _head = 0
     _timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    def within(cls, seconds: float) -> type["TimedHttpProtocol"]:
-        return type(cls.__name__, (cls,), {"seconds": seconds})
+    def within(cls, seconds: float, most: int) -> type["TimedHttpProtocol"]:
+        return type(cls.__name__, (cls,), {"seconds": seconds, "most": most})
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._begin()
+        if len(self.connections) > self.most:
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()

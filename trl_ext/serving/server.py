@@ -19,7 +19,7 @@ from trl_ext.serving.app import create_app
 from trl_ext.serving.chat import ChatCompletion, ChatRequest
 from trl_ext.serving.desk import Desk
 from trl_ext.serving.http_agents import HttpAgents
-from trl_ext.serving.http_protocol import TimedHttpProtocol
+from trl_ext.serving.http_protocol import TimedHttpProtocol, room_for
 from trl_ext.serving.ledger import Rules
 from trl_ext.serving.messages import Claim, ClaimRequest, ResultReply, ResultRequest
 from trl_ext.serving.options import ServerOptions
@@ -88,11 +88,10 @@ class RolloutServer:
         floor = Floor(self.desk)
         config = uvicorn.Config(
             create_app(floor, self.options, self._life),
-            http=TimedHttpProtocol.within(self.options.read_timeout),
+            http=TimedHttpProtocol.within(self.options.read_timeout, room_for(CONNECTIONS)),
             ws="websockets-sansio",
             ws_max_size=self.options.max_message,
             ws_per_message_deflate=False,  # a small message could become a large one
-            limit_concurrency=CONNECTIONS,
             backlog=BACKLOG,
             log_config=None,
             access_log=False,
