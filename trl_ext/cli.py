@@ -11,6 +11,7 @@ from trl_ext.agents.cli import add_evaluate
 from trl_ext.agents.trajectory_cli import add_trajectories
 from trl_ext.errors import ConfigError, ModelNotFoundError, TrlExtError
 from trl_ext.scaling.command import add_pick
+from trl_ext.serving.cli import add_worker
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add_pick(accelerate.add_subparsers(required=True, metavar="ACTION"), config_of)
     add_evaluate(commands, builtin_model)
     add_trajectories(commands)
+    add_worker(commands)
     return parser
 
 

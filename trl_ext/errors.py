@@ -47,3 +47,7 @@ class EnvironmentStepError(TrlExtError, RuntimeError):
 
 class EpisodeFailuresError(TrlExtError, RuntimeError):
     """More episodes failed than a rollout's `max_failures` allows; the message has the first of them."""
+
+
+class ServerError(TrlExtError, ConnectionError):
+    """A rollout server did not start, is not there, or turns this worker away."""

@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace, find_model: Callable[[str], str]) -> None:
     from trl_ext.agents.registry import make_environment
     from trl_ext.agents.trajectory import write_trajectories
 
-    options = _json_object(args.env_options)
+    options = json_object(args.env_options)
     environment = make_environment(args.env, **options)
 
     def make_player(name: str) -> Player:
@@ -92,7 +92,12 @@ def _run(args: argparse.Namespace, find_model: Callable[[str], str]) -> None:
         plot(scores, output / "evaluation.png", f"{args.env}, {args.episodes} episodes")
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The environment's options, from the command line.
+
+    Raises:
+        ConfigError: it is no JSON object.
+    """
     try:
         options = json.loads(text)
     except json.JSONDecodeError as error:

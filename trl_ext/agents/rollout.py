@@ -1,25 +1,26 @@
 """Episodes of many turns as TRL's `rollout_func`: all of a batch are played together, turn by turn."""
 
-import json
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
+from trl_ext.agents.batch_rollout import BatchRollout, check_at_least_one, show
 from trl_ext.agents.environment import Environment
-from trl_ext.agents.rendering import Renderer
-from trl_ext.agents.sampled_episode import Limits, SampledEpisode, failure_report
+from trl_ext.agents.sampled_episode import SampledEpisode
 from trl_ext.agents.sampling import sample
 from trl_ext.agents.stepping import Stepper
 from trl_ext.agents.trajectory import Trajectory
+<<<<<<< HEAD
 from trl_ext.errors import ConfigError, DatasetError, EpisodeFailuresError
 
 Recorder = Callable[[Sequence[Trajectory], str, int], None]
 
 WINDOW = 100  # a share of failures is one of at least this many of the newest episodes, where there are so many
+=======
+from trl_ext.errors import ConfigError
+>>>>>>> page
 
 
 def environment_rollout(
@@ -71,8 +72,8 @@ def environment_rollout(
     )
 
 
-class EnvironmentRollout:
-    """What `environment_rollout` returns. `failures` are those of the run so far, on all processes."""
+class EnvironmentRollout(BatchRollout):
+    """What `environment_rollout` returns."""
 
     def __init__(
         self,
@@ -85,42 +86,33 @@ class EnvironmentRollout:
         chat: bool | None,
         recorder: Recorder | Sequence[Recorder] | None,
     ):
-        for name, value in {
-            "max_turns": max_turns,
-            "max_turn_tokens": max_turn_tokens,
-            "max_concurrency": max_concurrency,
-        }.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} = {value}: must be at least 1")
+        super().__init__(max_turns, max_turn_tokens, max_failures, chat, recorder)
+        check_at_least_one(max_concurrency=max_concurrency)
         if step_timeout is not None and not step_timeout > 0:
             raise ConfigError(f"step_timeout = {step_timeout}: must be greater than 0 (seconds), or None")
-        if not (max_failures >= 0 if isinstance(max_failures, int) else 0 <= max_failures <= 1):
-            raise ConfigError(f"max_failures = {max_failures}: must be a count (int) or a share from 0.0 to 1.0")
         if not callable(env_factory):
             raise ConfigError(
                 f"env_factory = {env_factory!r}: must be an environment's class, or a callable that makes one"
             )
+<<<<<<< HEAD
         self.env_factory, self.max_turns, self.max_turn_tokens = env_factory, max_turns, max_turn_tokens
         self.max_failures, self.chat = max_failures, chat
         self.recorders = [recorder] if callable(recorder) else list(recorder or ())
         self.failures: list[str] = []
+=======
+        self.env_factory = env_factory
+>>>>>>> page
         self._stepper = Stepper(max_concurrency, step_timeout)
         self._idle: list[Environment] = []
-        self._renderer: Renderer | None = None
-        self._row_of: dict[str, dict[str, Any]] | None = None
-        self._newest: deque[bool] = deque()
-        self._batches = self._episodes = 0
 
-    def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        """Play an episode for each prompt. TRL repeats a prompt for each completion of its group."""
+    def _play(self, prompts: list[Any], trainer: Any, bar: Any) -> list[Trajectory]:
         started = time.perf_counter()
         episodes = self._begin(prompts, trainer)
-        with tqdm(total=len(episodes), desc="episodes", leave=False, disable=trainer.args.disable_tqdm or None) as bar:
-            while self._play_turn(episodes, trainer):
-                _show(bar, episodes)
+        while self._play_turn(episodes, trainer):
+            show(bar, [episode.trajectory for episode in episodes if not episode.playing])
         pad_token, seconds = self._tokenizer(trainer).pad_token_id, time.perf_counter() - started
-        trajectories = [episode.finish(pad_token, seconds) for episode in episodes]
         self._idle += [e.environment for e in episodes if e.environment is not None and not e.trajectory.failure]
+<<<<<<< HEAD
         self._label(trajectories, trainer)
         for recorder in self.recorders:
             split = "train" if trainer.model.training else "eval"
@@ -135,6 +127,9 @@ class EnvironmentRollout:
             "trajectory": trajectories,
             "token_rewards": [trajectory.token_rewards for trajectory in trajectories],
         }
+=======
+        return [episode.finish(pad_token, seconds) for episode in episodes]
+>>>>>>> page
 
     def _begin(self, prompts: list[Any], trainer: Any) -> list[SampledEpisode]:
         renderer, limits = self._make_renderer(trainer), self._limits(trainer)
@@ -149,21 +144,6 @@ class EnvironmentRollout:
             else:
                 episode.open(messages)
         return episodes
-
-    def _make_renderer(self, trainer: Any) -> Renderer:
-        if self._renderer is None:
-            tokenizer = self._tokenizer(trainer)
-            chat = bool(tokenizer.chat_template or trainer.chat_template) if self.chat is None else self.chat
-            template = trainer.chat_template, trainer.chat_template_kwargs
-            self._renderer = Renderer(tokenizer, chat, trainer.eos_token_ids, *template)
-        return self._renderer
-
-    def _limits(self, trainer: Any) -> Limits:
-        context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None) or 10**9
-        return Limits(self.max_turns, self.max_turn_tokens, trainer.max_completion_length, context)
-
-    def _tokenizer(self, trainer: Any) -> Any:
-        return getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
 
     def _play_turn(self, episodes: list[SampledEpisode], trainer: Any) -> bool:
         """Let the model write once for every episode that goes on, and the environments answer. False: none goes on.
@@ -190,50 +170,6 @@ class EnvironmentRollout:
                 episode.answer(step)
         return True
 
-    def _rows(self, prompts: list[Any], trainer: Any) -> list[dict[str, Any]]:
-        """The dataset's rows that the prompts are of: the trainer's own, or those with that prompt.
-
-        TRL gives a rollout function the prompts only. Our trainers keep the rows (`rollout_rows`); for others they are
-        looked up, which needs a prompt of its own for each row.
-
-        Raises:
-            DatasetError: the rows cannot be told apart by their prompts.
-        """
-        rows = getattr(trainer, "rollout_rows", None)
-        if rows is not None:
-            return list(rows)
-        if self._row_of is None:
-            self._row_of = _by_prompt(trainer)
-        try:
-            return [self._row_of[json.dumps(prompt)] for prompt in prompts]
-        except KeyError as error:
-            raise DatasetError(f"no row of the trainer's datasets has the prompt {error!s:.80}") from None
-
-    def _label(self, trajectories: list[Trajectory], trainer: Any) -> None:
-        """Say of each which step and which group it is of: TRL has the rows of a group one after the other."""
-        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-        first = trainer.accelerator.process_index * len(trajectories)
-        for row, trajectory in enumerate(trajectories, first):
-            trajectory.step, trajectory.group = trainer.state.global_step, f"{self._batches}.{row // size}"
-        self._batches += 1
-
-    def _count_failures(self, trajectories: list[Trajectory]) -> None:
-        """End the run if too many episodes failed, on all processes alike.
-
-        Raises:
-            EpisodeFailuresError: with the first failures.
-        """
-        batch = gather_object([trajectory.failure for trajectory in trajectories])
-        self._episodes += len(batch)
-        self.failures += [failure for failure in batch if failure is not None]
-        self._newest = deque([*self._newest, *(failure is not None for failure in batch)], max(WINDOW, len(batch)))
-        if isinstance(self.max_failures, int):
-            if len(self.failures) > self.max_failures:
-                raise EpisodeFailuresError(failure_report(self.failures, self._episodes, str(self.max_failures)))
-        elif sum(self._newest) > self.max_failures * len(self._newest):
-            newest = self.failures[-sum(self._newest) :]
-            raise EpisodeFailuresError(failure_report(newest, len(self._newest), f"{self.max_failures:.0%} of them"))
-
 
 def _agreed(active: list[SampledEpisode], processes: int) -> tuple[int, int]:
     """How many rows the model continues, and by how many tokens at most, on every process.
@@ -247,6 +183,7 @@ def _agreed(active: list[SampledEpisode], processes: int) -> tuple[int, int]:
     )
     rows, rooms, contexts = zip(*(gather_object([mine]) if processes > 1 else [mine]), strict=True)
     return max(rows), min(max(rooms), *contexts)
+<<<<<<< HEAD
 
 
 def _show(bar: Any, episodes: list[SampledEpisode]) -> None:
@@ -276,3 +213,5 @@ def _by_prompt(trainer: Any) -> dict[str, dict[str, Any]]:
                         "say which one it plays: make the prompts unique, or use CISPOTrainer or PPOTrainer"
                     )
     return rows
+=======
+>>>>>>> page

@@ -88,21 +88,21 @@ class SampledEpisode:
         self._has_logprobs &= logprobs is not None
         self._extend(ids, logprobs or [0.0] * len(ids), 1)
         self._turn += ids
-        if not self._ended and self.room <= 0:  # cut off in the middle of a turn: that is no action
+        if not self.ended and self.room <= 0:  # cut off in the middle of a turn: that is no action
             self._say()
             self.trajectory.truncated = "context"
             return False
-        return self._ended or len(ids) >= room
+        return self.ended or len(ids) >= room
 
     async def step(self, stepper: Stepper) -> Step:
         """What the environment answers to the model's turn."""
         assert self.environment is not None
         with self._clock:
-            return await take_turn(self.environment, self._text, stepper.call)
+            return await take_turn(self.environment, self.text, stepper.call)
 
     def answer(self, step: Step) -> None:
         """Take the environment's answer to a turn: its reward, and its text if the episode goes on."""
-        trajectory, ended = self.trajectory, self._ended
+        trajectory, ended = self.trajectory, self.ended
         self._say()
         trajectory.add(step)
         if not self.playing:
@@ -116,13 +116,15 @@ class SampledEpisode:
             return
         self._extend(between, [0.0] * len(between), 0)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException | str) -> None:
         """The episode ends here and is not scored."""
+        if isinstance(error, BaseException):
+            error = f"{type(error).__name__}: {error}"
         place = f"turn {self.trajectory.turns + 1}" if self.trajectory.messages else "reset"
         if self._turn:
             self._say()
         self.trajectory.success = None
-        self.trajectory.failure = f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        self.trajectory.failure = f"{place}: {' '.join(error.split())}"[:500]
 
     def finish(self, pad_token: int, seconds: float) -> Trajectory:
         """What is recorded, in a form that TRL can take: no prompt and no completion without a token."""
@@ -137,16 +139,27 @@ class SampledEpisode:
         return trajectory
 
     @property
+<<<<<<< HEAD
     def _max_turns(self) -> int:
         own = None if self.environment is None else self.environment.max_turns
         return self.limits.max_turns or own or DEFAULT_TURNS
 
     @property
     def _ended(self) -> bool:
+=======
+    def ended(self) -> bool:
+        """Whether the model ended its turn, with a stop token."""
+>>>>>>> page
         return bool(self._turn) and self._turn[-1] in self.renderer.stop_tokens
 
     @property
-    def _text(self) -> str:
+    def turn_tokens(self) -> int:
+        """How many the model has written in a turn that is not answered yet."""
+        return len(self._turn)
+
+    @property
+    def text(self) -> str:
+        """What they are."""
         return str(self.renderer.tokenizer.decode(self._turn, skip_special_tokens=True))
 
     def _extend(self, ids: list[int], logprobs: list[float], mask: int) -> None:
@@ -155,7 +168,7 @@ class SampledEpisode:
         self._logprobs += logprobs
 
     def _say(self) -> None:
-        self.trajectory.messages.append({"role": "assistant", "content": self._text})
+        self.trajectory.messages.append({"role": "assistant", "content": self.text})
         self._turn = []
 
 

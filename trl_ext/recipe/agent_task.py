@@ -43,6 +43,25 @@ class AgentArguments(RecipeArguments):
     max_turn_tokens: int | None = field(default=None, metadata={"help": "Tokens of the model in a turn."})
     step_timeout: float = field(default=60.0, metadata={"help": "Seconds for a step of the environment."})
     max_failures: float = field(default=0.5, metadata={"help": "The share of episodes that may fail."})
+    serve: str | None = field(
+        default=None,
+        metadata={"help": "HOST:PORT. Episodes are played by `trl-ext worker` and by agents that connect there."},
+    )
+    serve_token: str | None = field(
+        default=None, metadata={"help": "What they need to connect; better in the environment: TRL_EXT_TOKEN."}
+    )
+    public_url: str | None = field(
+        default=None, metadata={"help": "How the server is reached, where a reverse proxy stands before it."}
+    )
+    episode_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds for an episode that is played elsewhere, without the policy's."}
+    )
+    wait_for: float = field(
+        default=1.0, metadata={"help": "The share of a batch's episodes after which the others are left out (--serve)."}
+    )
+    max_policy_lag: int = field(
+        default=0, metadata={"help": "For how many steps such episodes are played on, for a later batch (--serve)."}
+    )
 
 
 def chosen_trainer(args: Sequence[str], choices: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""The policy and its episodes for workers and agents on other machines."""
