@@ -12,16 +12,14 @@ SmolLM2-135M-Instruct with LoRA searches a mailbox or plays 2048, both far too h
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/agent.py --env game_2048 --max_steps 2
 
-<<<<<<< HEAD
 --report_to wandb, tensorboard or trackio logs there too: to W&B with tables of episodes and actions. With Langfuse's
 keys in the environment (LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY, LANGFUSE_BASE_URL) each episode is a trace there.
-=======
+
 With `--serve HOST:PORT` the episodes are played elsewhere, by `trl-ext worker` and by agents with an OpenAI client, and
 http://HOST:PORT/ shows the run (docs/serving.md):
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/agent.py --serve 127.0.0.1:8000
     trl-ext worker --server http://127.0.0.1:8000 --env grid_world --env_options '{"min_distance": 5}' --concurrency 64
->>>>>>> page
 
 Options are those of the trainer's config, TRL's ModelConfig and the first group below; a YAML of them goes in with
 --config, and the command line wins over it. --resume_from_checkpoint auto goes on where a run was stopped or
@@ -37,13 +35,9 @@ from trl import get_peft_config, get_quantization_config
 from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
 from trl_ext.agents.trajectory import TrajectoryRecorder
 from trl_ext.recipe import RunReport, one_line_errors, parse_recipe_args
-<<<<<<< HEAD
-from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, default_config, environment_of, load_agent_task
-from trl_ext.recipe.tracking import episode_trackers
-=======
 from trl_ext.recipe.agent_rollout import agent_rollout
 from trl_ext.recipe.agent_task import AgentArguments, chosen_trainer, default_config, load_agent_task
->>>>>>> page
+from trl_ext.recipe.tracking import episode_trackers
 from trl_ext.trainers.rollouts import RolloutsMixin
 from trl_ext.trainers.rollouts_config import RolloutsConfig
 
@@ -63,41 +57,9 @@ def main() -> None:
         config_class, config, __doc__, arguments_class=AgentArguments
     )
     task = load_agent_task(agent_args, model_args, training_args)
-<<<<<<< HEAD
     trackers = episode_trackers(training_args)
-    rollout = environment_rollout(
-        lambda: environment_of(agent_args),
-        max_turns=agent_args.max_turns,
-        max_turn_tokens=agent_args.max_turn_tokens,
-        step_timeout=agent_args.step_timeout,
-        max_failures=agent_args.max_failures,
-        recorder=[TrajectoryRecorder(Path(training_args.output_dir) / "trajectories"), *trackers],
-    )
-
-    trainer = trainer_class(
-        model=task.model,
-        reward_funcs=task.reward_funcs,
-        args=training_args,
-        train_dataset=task.train_dataset,
-        eval_dataset=task.heldout_dataset if training_args.eval_strategy != "no" else None,
-        rollout_func=rollout,
-        callbacks=trackers,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-
-    title = f"{name.upper()}, {model_args.model_name_or_path} on {agent_args.environment}"
-    report = RunReport(trainer, task, title=title, started=started)
-    report.measure("before")
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    report.measure("after")
-    trainer.save_model()
-    report.finish()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-=======
-    recorder = TrajectoryRecorder(Path(training_args.output_dir) / "trajectories")
-    with agent_rollout(agent_args, str(model_args.model_name_or_path), recorder) as rollout:
+    recorders = [TrajectoryRecorder(Path(training_args.output_dir) / "trajectories"), *trackers]
+    with agent_rollout(agent_args, str(model_args.model_name_or_path), recorders) as rollout:
         trainer = trainer_class(
             model=task.model,
             reward_funcs=task.reward_funcs,
@@ -105,6 +67,7 @@ def main() -> None:
             train_dataset=task.train_dataset,
             eval_dataset=task.heldout_dataset if training_args.eval_strategy != "no" else None,
             rollout_func=rollout,
+            callbacks=trackers,
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
@@ -118,7 +81,6 @@ def main() -> None:
         report.finish()
         if training_args.push_to_hub:
             trainer.push_to_hub()
->>>>>>> page
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from trl_ext.agents.sampled_episode import Limits, failure_report
 from trl_ext.agents.trajectory import Trajectory
 from trl_ext.errors import ConfigError, DatasetError, EpisodeFailuresError
 
+Recorder = Callable[[Sequence[Trajectory], str, int], None]
+
 WINDOW = 100  # a share of failures is one of at least this many of the newest episodes, where there are so many
 
 
@@ -26,17 +28,18 @@ class BatchRollout(ABC):
 
     def __init__(
         self,
-        max_turns: int,
+        max_turns: int | None,
         max_turn_tokens: int | None,
         max_failures: int | float,
         chat: bool | None,
-        recorder: Callable[[Sequence[Trajectory], str, int], None] | None,
+        recorder: Recorder | Sequence[Recorder] | None,
     ):
         check_at_least_one(max_turns=max_turns, max_turn_tokens=max_turn_tokens)
         if not (max_failures >= 0 if isinstance(max_failures, int) else 0 <= max_failures <= 1):
             raise ConfigError(f"max_failures = {max_failures}: must be a count (int) or a share from 0.0 to 1.0")
         self.max_turns, self.max_turn_tokens = max_turns, max_turn_tokens
-        self.max_failures, self.chat, self.recorder = max_failures, chat, recorder
+        self.max_failures, self.chat = max_failures, chat
+        self.recorders = [recorder] if callable(recorder) else list(recorder or ())
         self.failures: list[str] = []
         self._renderer: Renderer | None = None
         self._row_of: dict[str, dict[str, Any]] | None = None
@@ -48,9 +51,9 @@ class BatchRollout(ABC):
         with tqdm(total=len(prompts), desc="episodes", leave=False, disable=trainer.args.disable_tqdm or None) as bar:
             trajectories = self._play(prompts, trainer, bar)
         self._label(trajectories, trainer)
-        if self.recorder is not None:
+        for recorder in self.recorders:
             split = "train" if trainer.model.training else "eval"
-            self.recorder(trajectories, split, trainer.accelerator.process_index)
+            recorder(trajectories, split, trainer.accelerator.process_index)
         self._count_failures(trajectories)
         logprobs = [trajectory.logprobs for trajectory in trajectories]
         return {
@@ -145,7 +148,8 @@ def show(bar: Any, over: Sequence[Trajectory]) -> None:
     """Say on the progress bar how many episodes are over, and how well they went."""
     rewards = [trajectory.reward for trajectory in over if trajectory.reward is not None]
     bar.n = len(over)
-    bar.set_postfix(reward=f"{sum(rewards) / max(len(rewards), 1):.3g}", failed=len(over) - len(rewards))
+    mean = f"{sum(rewards) / len(rewards):.3g}" if rewards else "-"
+    bar.set_postfix(reward=mean, failed=len(over) - len(rewards))
 
 
 def _by_prompt(trainer: Any) -> dict[str, dict[str, Any]]:

@@ -6,21 +6,13 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from trl_ext.agents.batch_rollout import BatchRollout, check_at_least_one, show
+from trl_ext.agents.batch_rollout import BatchRollout, Recorder, check_at_least_one, show
 from trl_ext.agents.environment import Environment
 from trl_ext.agents.sampled_episode import SampledEpisode
 from trl_ext.agents.sampling import sample
 from trl_ext.agents.stepping import Stepper
 from trl_ext.agents.trajectory import Trajectory
-<<<<<<< HEAD
-from trl_ext.errors import ConfigError, DatasetError, EpisodeFailuresError
-
-Recorder = Callable[[Sequence[Trajectory], str, int], None]
-
-WINDOW = 100  # a share of failures is one of at least this many of the newest episodes, where there are so many
-=======
 from trl_ext.errors import ConfigError
->>>>>>> page
 
 
 def environment_rollout(
@@ -94,14 +86,7 @@ class EnvironmentRollout(BatchRollout):
             raise ConfigError(
                 f"env_factory = {env_factory!r}: must be an environment's class, or a callable that makes one"
             )
-<<<<<<< HEAD
-        self.env_factory, self.max_turns, self.max_turn_tokens = env_factory, max_turns, max_turn_tokens
-        self.max_failures, self.chat = max_failures, chat
-        self.recorders = [recorder] if callable(recorder) else list(recorder or ())
-        self.failures: list[str] = []
-=======
         self.env_factory = env_factory
->>>>>>> page
         self._stepper = Stepper(max_concurrency, step_timeout)
         self._idle: list[Environment] = []
 
@@ -112,24 +97,7 @@ class EnvironmentRollout(BatchRollout):
             show(bar, [episode.trajectory for episode in episodes if not episode.playing])
         pad_token, seconds = self._tokenizer(trainer).pad_token_id, time.perf_counter() - started
         self._idle += [e.environment for e in episodes if e.environment is not None and not e.trajectory.failure]
-<<<<<<< HEAD
-        self._label(trajectories, trainer)
-        for recorder in self.recorders:
-            split = "train" if trainer.model.training else "eval"
-            recorder(trajectories, split, trainer.accelerator.process_index)
-        self._count_failures(trajectories)
-        logprobs = [trajectory.logprobs for trajectory in trajectories]
-        return {
-            "prompt_ids": [trajectory.prompt_ids for trajectory in trajectories],
-            "completion_ids": [trajectory.completion_ids for trajectory in trajectories],
-            "logprobs": None if any(row is None for row in logprobs) else logprobs,
-            "env_mask": [t.mask if t.failure is None else [0] * len(t.mask) for t in trajectories],
-            "trajectory": trajectories,
-            "token_rewards": [trajectory.token_rewards for trajectory in trajectories],
-        }
-=======
         return [episode.finish(pad_token, seconds) for episode in episodes]
->>>>>>> page
 
     def _begin(self, prompts: list[Any], trainer: Any) -> list[SampledEpisode]:
         renderer, limits = self._make_renderer(trainer), self._limits(trainer)
@@ -183,35 +151,3 @@ def _agreed(active: list[SampledEpisode], processes: int) -> tuple[int, int]:
     )
     rows, rooms, contexts = zip(*(gather_object([mine]) if processes > 1 else [mine]), strict=True)
     return max(rows), min(max(rooms), *contexts)
-<<<<<<< HEAD
-
-
-def _show(bar: Any, episodes: list[SampledEpisode]) -> None:
-    over = [episode.trajectory for episode in episodes if not episode.playing]
-    rewards = [trajectory.reward for trajectory in over if trajectory.reward is not None]
-    bar.n = len(over)
-    mean = f"{sum(rewards) / len(rewards):.3g}" if rewards else "-"
-    bar.set_postfix(reward=mean, failed=len(over) - len(rewards))
-
-
-def _by_prompt(trainer: Any) -> dict[str, dict[str, Any]]:
-    """The rows of the trainer's datasets, by their prompts as JSON.
-
-    Raises:
-        DatasetError: two rows have the same prompt and other columns, or a dataset is streamed.
-    """
-    name = type(trainer).__name__
-    rows: dict[str, dict[str, Any]] = {}
-    for dataset in (trainer.train_dataset, trainer.eval_dataset):
-        for split in dataset.values() if isinstance(dataset, dict) else [] if dataset is None else [dataset]:
-            if not hasattr(split, "__len__"):
-                raise DatasetError(f"a streamed dataset: {name} does not say which row it plays; use CISPOTrainer")
-            for row in split:
-                if rows.setdefault(json.dumps(row["prompt"]), row) != row:
-                    raise DatasetError(
-                        f"two rows with the prompt {row['prompt']!r:.60} differ in other columns, and {name} does not "
-                        "say which one it plays: make the prompts unique, or use CISPOTrainer or PPOTrainer"
-                    )
-    return rows
-=======
->>>>>>> page

@@ -139,17 +139,13 @@ class SampledEpisode:
         return trajectory
 
     @property
-<<<<<<< HEAD
     def _max_turns(self) -> int:
         own = None if self.environment is None else self.environment.max_turns
         return self.limits.max_turns or own or DEFAULT_TURNS
 
     @property
-    def _ended(self) -> bool:
-=======
     def ended(self) -> bool:
         """Whether the model ended its turn, with a stop token."""
->>>>>>> page
         return bool(self._turn) and self._turn[-1] in self.renderer.stop_tokens
 
     @property

@@ -25,7 +25,6 @@ def replay(trajectories: Sequence[Trajectory], episode: int) -> str:
     lines = [f"episode {episode} of {len(trajectories)}, step {one.step}, group {one.group or '-'}"]
     if one.row:
         lines.append("  ".join(f"{name}={value!r:.60}" for name, value in one.row.items()))
-<<<<<<< HEAD
     turn_of = {place: turn for turn, place in enumerate(one.replies)}
     for place, message in enumerate(one.messages):
         turn = turn_of.get(place)
@@ -33,17 +32,6 @@ def replay(trajectories: Sequence[Trajectory], episode: int) -> str:
         lines.append(textwrap.indent(content_text(message), "  ", lambda line: True))
         if turn is not None and turn < len(one.rewards):
             lines.append(f"  -> reward {one.rewards[turn]:+.4g}")
-=======
-    turn = 0
-    for message in one.messages:
-        is_model = message["role"] == "assistant"
-        lines.append(f"\n[{message['role']}]" + (f" turn {turn + 1}" if is_model else ""))
-        lines.append(textwrap.indent(message_text(message.get("content")), "  ", lambda line: True))
-        if is_model:
-            if turn < len(one.rewards):
-                lines.append(f"  -> reward {one.rewards[turn]:+.4g}")
-            turn += 1
->>>>>>> page
     return "\n".join([*lines, "", _ending(one)])
 
 
@@ -97,13 +85,3 @@ def _ending(one: Trajectory) -> str:
     end = "over" if one.terminated else f"cut off ({one.truncated})" if one.truncated else "unfinished"
     outcome = "success" if one.success else "no success"
     return f"{end}, {outcome}, reward {one.reward:.4g}, {one.turns} turns, {one.sampled_tokens} tokens sampled"
-<<<<<<< HEAD
-=======
-
-
-def message_text(content: Any) -> str:
-    """The content of a chat message as text: its own, or that of its blocks."""
-    if isinstance(content, list):
-        return "".join(block.get("text") or f"<{block.get('type')}>" for block in content if isinstance(block, dict))
-    return str(content or "")
->>>>>>> page

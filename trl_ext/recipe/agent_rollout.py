@@ -2,10 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from trl_ext.agents.batch_rollout import Recorder
 from trl_ext.agents.rollout import environment_rollout
+from trl_ext.agents.sampled_episode import DEFAULT_TURNS
 from trl_ext.errors import ConfigError, MissingExtraError
 from trl_ext.recipe.agent_task import AgentArguments, environment_of
 
@@ -14,7 +16,7 @@ TOKEN = "TRL_EXT_TOKEN"
 
 @contextlib.contextmanager
 def agent_rollout(
-    agent_args: AgentArguments, model: str, recorder: Callable[..., None]
+    agent_args: AgentArguments, model: str, recorders: Sequence[Recorder]
 ) -> Iterator[Callable[..., dict[str, Any]]]:
     """The rollout function that the arguments ask for; a server that it needs is closed at the end.
 
@@ -25,7 +27,7 @@ def agent_rollout(
         "max_turns": agent_args.max_turns,
         "max_turn_tokens": agent_args.max_turn_tokens,
         "max_failures": agent_args.max_failures,
-        "recorder": recorder,
+        "recorder": recorders,
     }
     if agent_args.serve is None:
         yield environment_rollout(lambda: environment_of(agent_args), step_timeout=agent_args.step_timeout, **shared)
@@ -45,8 +47,8 @@ def agent_rollout(
         if in_main_process():
             reach = agent_args.public_url or server.url
             print(f"Serving at {reach}: trl-ext worker --server {reach} --env {agent_args.environment}", flush=True)
-        environment = agent_args.environment
-        yield remote_rollout(server, environment=environment, wait_for=agent_args.wait_for, **shared)
+        shared["max_turns"] = agent_args.max_turns or environment_of(agent_args).max_turns or DEFAULT_TURNS
+        yield remote_rollout(server, environment=agent_args.environment, wait_for=agent_args.wait_for, **shared)
 
 
 def address(text: str) -> tuple[str, int]:

@@ -125,7 +125,7 @@ def _in_two_stages(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _digits_at_once(parse: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    from sympy import Integer
+    from sympy import Integer  # type: ignore[import-untyped]
 
     def parse_digits_at_once(reader: Any, text: str) -> Any:
         digits = text.replace(",", "")
@@ -149,7 +149,7 @@ def _unless_they_differ(equal: Callable[[Any, Any], bool]) -> Callable[[Any, Any
 
 def _is_surely_not_zero(difference: Any) -> bool:
     """A finite number that is not near 0, or a polynomial with rational coefficients that is not 0."""
-    from sympy import Derivative, Limit, Poly  # type: ignore[import-untyped]
+    from sympy import Derivative, Limit, Poly
     from sympy.concrete.expr_with_limits import ExprWithLimits  # type: ignore[import-untyped]
 
     if difference.free_symbols:

@@ -4,8 +4,7 @@ import time
 from collections import OrderedDict, deque
 from typing import Any
 
-from trl_ext.agents.trajectory import Trajectory
-from trl_ext.agents.trajectory_view import message_text
+from trl_ext.agents.trajectory import Trajectory, content_text
 from trl_ext.serving.ledger import Ticket
 from trl_ext.serving.replies import EpisodeView, Failure, FinishedEpisode, Point, RunningEpisode, Turn
 
@@ -44,7 +43,7 @@ def view_of(ticket: Ticket, trajectory: Trajectory, seconds: float) -> EpisodeVi
     """An episode turn by turn, as far as it has come."""
     turns, rewards = [], iter(list(trajectory.rewards))
     for message in list(trajectory.messages)[:_TURNS]:
-        role, text = str(message["role"]), _printable(message_text(message.get("content")))
+        role, text = str(message["role"]), _printable(content_text(message))
         turns.append(Turn(role=role, text=text[:_TEXT], reward=next(rewards, None) if role == "assistant" else None))
     return EpisodeView(
         id=ticket.id,

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 
-from trl_ext.agents.batch_rollout import BatchRollout, show
+from trl_ext.agents.batch_rollout import BatchRollout, Recorder, show
 from trl_ext.agents.environment import Step
 from trl_ext.agents.environment_reward import episode_metrics
 from trl_ext.agents.rendering import Renderer
@@ -47,7 +47,7 @@ def remote_rollout(
     wait_for: float = 1.0,
     gather_seconds: float = 0.05,
     chat: bool | None = None,
-    recorder: Callable[[Sequence[Trajectory], str, int], None] | None = None,
+    recorder: Recorder | Sequence[Recorder] | None = None,
 ) -> "RemoteRollout":
     """A `rollout_func` like `environment_rollout`, whose environments are workers' and agents' at `server`.
 
@@ -86,7 +86,7 @@ class RemoteRollout(BatchRollout):
         wait_for: float,
         gather_seconds: float,
         chat: bool | None,
-        recorder: Callable[[Sequence[Trajectory], str, int], None] | None,
+        recorder: Recorder | Sequence[Recorder] | None,
     ):
         super().__init__(max_turns, max_turn_tokens, max_failures, chat, recorder)
         if not 0 < wait_for <= 1:
