@@ -43,7 +43,7 @@ def test_the_recipe_learns_and_leaves_its_episodes(tmp_path, monkeypatch):
     assert len(roots) > 64
     assert {span["session.id"] for span in server.spans} == {"my run"}
     tmp_path = tmp_path / "my run"
-    assert list(tmp_path.glob("runs/*/events.out.tfevents.*"))
+    assert len(list(tmp_path.glob("runs/events.out.tfevents.*"))) > 1  # what is measured before the training has one
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["heldout_after"] > summary["heldout_before"]
     assert "held-out prompts" in result.stdout

@@ -13,7 +13,7 @@ from trl_ext.errors import ConfigError, EpisodeFailuresError
 from trl_ext.serving.rollout import remote_rollout
 from trl_ext.serving.server import RolloutServer
 
-FREE = ("seconds",)  # what may differ between two rollouts of the same episodes
+FREE = ("seconds", "called_at", "called_for")  # what may differ between two rollouts of the same episodes
 
 
 def fields(trajectory):
