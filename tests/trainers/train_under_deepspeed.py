@@ -7,6 +7,7 @@ from pathlib import Path
 from peft import LoraConfig
 
 from tests.ending import end_together
+from tests.launching import without_deepspeeds_own_communication
 from tests.trainers.training import config, demonstrations, load, make_trainer, parity, ragged_rollout
 from trl_ext import HybridConfig, HybridTrainer
 from trl_ext.errors import ConfigError
@@ -45,6 +46,7 @@ def train(job, lora):
 
 
 if __name__ == "__main__":
+    without_deepspeeds_own_communication()
     job = json.loads(sys.argv[1])
     for lora in job["lora"]:
         train(job, lora)

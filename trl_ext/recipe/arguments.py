@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import difflib
 import errno
-import os
 import re
 import sys
 import warnings
@@ -134,8 +133,6 @@ def parse_recipe_args(
         **(training_args.model_init_kwargs or {}),
     }
     training_args.resume_from_checkpoint = _checkpoint(training_args)
-    # Else transformers would put what is measured before the training into ./runs
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(training_args.output_dir), "runs")))
     return recipe_args, training_args, model_args
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from transformers import ProgressCallback, Trainer
+from transformers.integrations import TensorBoardCallback
 
 from trl_ext.recipe.task import Task
 from trl_ext.tracking.callbacks import MetricsFile, RewardProgress, read_metrics
@@ -28,6 +29,10 @@ class RunReport:
         self.output_dir = Path(str(trainer.args.output_dir))
         self.metrics = MetricsFile(self.output_dir / "metrics.jsonl", resume=bool(trainer.args.resume_from_checkpoint))
         trainer.add_callback(self.metrics)
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                # transformers says so when training begins; what is measured before would go to ./runs
+                callback.logging_dir = str(self.output_dir / "runs")
         if not trainer.args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(RewardProgress)
