@@ -99,8 +99,12 @@ def check_equal(case, ours, theirs, path):
     assert averages(first) == pytest.approx(averages(ours["seen"][0]), rel=1e-9)
     if "accumulated" in case:  # a mean of means, over other micro-batches
         return
+    # over the rows that are kept, some without a gradient where the other process needs as many: docs/lean_update.md
+    free = ("entropy", "ratio", "approxkl", "clipfrac") if "gate" in case else ()
     for row, expected in zip(first["log"], ours["seen"][0]["log"], strict=True):
-        assert row == pytest.approx(expected, rel=METRICS, abs=METRICS)
+        assert row.keys() == expected.keys()
+        compared = {name: value for name, value in row.items() if not any(part in name for part in free)}
+        assert compared == pytest.approx({name: expected[name] for name in compared}, rel=METRICS, abs=METRICS)
 
 
 def averages(seen):
