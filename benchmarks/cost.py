@@ -18,7 +18,6 @@ that the project shows: results/cost.json, the picture beside it, and the table 
 """
 
 import argparse
-import json
 import resource
 import statistics
 import sys
@@ -31,7 +30,7 @@ from typing import Any
 from benchmarks.ppo_vs_trl112 import make_tokenizer
 from benchmarks.processes import one_process_each
 from benchmarks.rewards import machine
-from benchmarks.tables import RESULTS, write_table
+from benchmarks.tables import RESULTS, write_result
 from benchmarks.update import device_name, random_llama
 
 RESULT = RESULTS / "cost.json"
@@ -72,15 +71,10 @@ def main(argv: list[str] | None = None) -> None:
             bar.update()
     settings = {name: getattr(args, name) for name in SIZES} | {"dtype": args.dtype}
     result = {"machine": machine() | {"device": device_name(args.device)}, "settings": settings, "points": measured}
-    output = args.output
-    if output is None and args == parse([]):
-        output = RESULT
-        write_table("cost", table(result))
+    shown = (RESULT, "cost") if args == parse([]) else None
+    output = write_result(result, table(result), args.output, shown)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
         draw(result, output.with_suffix(".png"))
-    print(table(result))
 
 
 def sweep(result: dict[str, Any], name: str) -> list[dict[str, Any]]:

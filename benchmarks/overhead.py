@@ -25,7 +25,6 @@ project shows: results/overhead.json, and the table in benchmarks/README.md.
 
 import argparse
 import cProfile
-import json
 import os
 import pstats
 import random
@@ -37,7 +36,7 @@ from typing import Any
 
 from benchmarks import update
 from benchmarks.rewards import machine
-from benchmarks.tables import RESULTS, write_table
+from benchmarks.tables import RESULTS, write_result
 
 RESULT = RESULTS / "overhead.json"
 SIZES = {"hidden_size": 128, "layers": 2, "vocabulary": 1000, "steps": 100}
@@ -79,14 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         "step_ms": round(1000 * sum(by_place(plain)), 1),
         "profiled_percent": round(own_share(make("cispo", args, LARGER)), 3),
     }
-    output = args.output
-    if output is None and args == parse([]):
-        output = RESULT
-        write_table("overhead", table(result))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    write_result(result, table(result), args.output, (RESULT, "overhead") if args == parse([]) else None)
 
 
 def make(side: str, args: argparse.Namespace, steps: int) -> Any:

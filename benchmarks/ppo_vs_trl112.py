@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import RESULTS, write_table
+from benchmarks.tables import RESULTS, write_result
 
 ROOT = Path(__file__).parents[1]
 OLD = ROOT / "build" / "trl-1.12.0"
@@ -74,14 +74,7 @@ def main(argv: list[str] | None = None) -> None:
             runs[name].append(run(name, args))
             print(f"run {number + 1} of {args.runs}, {name}: {runs[name][-1]}", flush=True)
     result = summarize(runs, args)
-    output = args.output
-    if output is None and args.device == "cpu":
-        output = RESULT
-        write_table("ppo", table(result))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    write_result(result, table(result), args.output, (RESULT, "ppo") if args.device == "cpu" else None)
 
 
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from benchmarks import reward_data as data
 from benchmarks import reward_peers as peers
 from benchmarks.reward_data import GROUP, Rows
 from benchmarks.reward_peers import Peer
-from benchmarks.tables import RESULTS, write_table
+from benchmarks.tables import RESULTS, write_result
 
 RESULT = RESULTS / "rewards.json"
 SENTIMENT = ["negative", "neutral", "positive"]
@@ -196,17 +196,11 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(args.only), file=sys.stderr) as bar:
         rows = [measure(name, args, Path(folder, name), bar) for name in args.only]
     result = {"machine": machine(), "seed": args.seed, "rewards": rows}
-    output = args.output
     if args.record:
-        output = RESULT
         recorded = json.loads(RESULT.read_text())["rewards"] if args.only != list(CASES) else []
         measured = {row["reward"]: row for row in [*recorded, *rows]}
         result["rewards"] = [measured[name] for name in CASES if name in measured]
-        write_table("rewards", table(result))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    write_result(result, table(result), args.output, (RESULT, "rewards") if args.record else None)
 
 
 def measure(name: str, args: argparse.Namespace, folder: Path, bar: Any) -> dict[str, Any]:

@@ -18,7 +18,6 @@ results/server.json and the table in benchmarks/README.md.
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import resource
@@ -28,7 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.tables import RESULTS, write_table
+from benchmarks.tables import RESULTS, write_result
 
 RESULT = RESULTS / "server.json"
 WORKERS, EPISODES, ROUNDS = 200, 2000, 10
@@ -115,14 +114,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, and write the result and its table."""
     args = parse(argv)
     result = {"machine": machine(), **measure(args.workers, args.episodes, args.rounds)}
-    output = args.output
-    if output is None and (args.workers, args.episodes, args.rounds) == (WORKERS, EPISODES, ROUNDS):
-        output = RESULT
-        write_table("server", table(result))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    as_shown = (args.workers, args.episodes, args.rounds) == (WORKERS, EPISODES, ROUNDS)
+    write_result(result, table(result), args.output, (RESULT, "server") if as_shown else None)
 
 
 def measure(workers: int, episodes: int, rounds: int) -> dict[str, Any]:

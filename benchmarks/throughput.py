@@ -17,7 +17,6 @@ Not run on a GPU so far: there was none at hand.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 from benchmarks.cost import SIDES, add_clock, make_trainer, peak_mib
 from benchmarks.processes import one_process_each
 from benchmarks.rewards import machine
+from benchmarks.tables import write_result
 from benchmarks.update import device_name, random_llama
 
 QWEN = {"vocabulary": 151_936, "num_key_value_heads": 2}
@@ -75,10 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         "matrix_tflops": rate,
         "runs": runs,
     }
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    write_result(result, table(result), args.output)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ in benchmarks/README.md.
 """
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -31,7 +30,7 @@ from typing import Any
 
 from benchmarks.ppo_vs_trl112 import make_tokenizer
 from benchmarks.rewards import machine
-from benchmarks.tables import RESULTS, write_table
+from benchmarks.tables import RESULTS, write_result
 
 RESULT = RESULTS / "update.json"
 GROUP, GROUPS = 8, 10
@@ -64,15 +63,10 @@ def main(argv: list[str] | None = None) -> None:
         rows = [measure(*case, args, bar) for case in cases]
     settings = {name: getattr(args, name) for name in SIZES} | {"dtype": args.dtype}
     result = {"machine": machine() | {"device": device_name(args.device)}, "settings": settings, "cases": rows}
-    output = args.output
-    if output is None and args == parse([]):
-        output = RESULT
-        write_table("update", table(result))
+    shown = (RESULT, "update") if args == parse([]) else None
+    output = write_result(result, table(result), args.output, shown)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
         plot(result, output.with_suffix(".png"))
-    print(table(result))
 
 
 def device_name(device: str) -> str:
