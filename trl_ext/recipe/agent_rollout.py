@@ -47,8 +47,15 @@ def agent_rollout(
         if in_main_process():
             reach = agent_args.public_url or server.url
             print(f"Serving at {reach}: trl-ext worker --server {reach} --env {agent_args.environment}", flush=True)
-        shared["max_turns"] = agent_args.max_turns or environment_of(agent_args).max_turns or DEFAULT_TURNS
+        shared["max_turns"] = agent_args.max_turns or _turns_of(agent_args)
         yield remote_rollout(server, environment=agent_args.environment, wait_for=agent_args.wait_for, **shared)
+
+
+def _turns_of(agent_args: AgentArguments) -> int:
+    """The environment's own limit, which the server, where none of its kind is, has to be told."""
+    environment = environment_of(agent_args)
+    environment.close()
+    return environment.max_turns or DEFAULT_TURNS
 
 
 def address(text: str) -> tuple[str, int]:
