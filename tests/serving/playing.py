@@ -28,8 +28,8 @@ def serving(rules=None, **options):
 
 
 @contextlib.contextmanager
-def workers(server, environment=Talk, count=1, concurrency=64, **options):
-    """So many workers, each in a thread; they are drained at the end."""
+def workers(server, environment=Talk, count=1, concurrency=64, first=0, **options):
+    """So many workers, numbered from `first`, each in a thread; they are drained at the end."""
     loops = []
 
     def run(worker):
@@ -42,7 +42,7 @@ def workers(server, environment=Talk, count=1, concurrency=64, **options):
     options = {"step_timeout": 20.0, "token": server.options.token, **options}
     made = [
         Worker(server.url, environment, concurrency=concurrency, name=f"worker-{number}", **options)
-        for number in range(count)
+        for number in range(first, first + count)
     ]
     threads = [threading.Thread(target=run, args=(worker,), daemon=True) for worker in made]
     for thread in threads:
