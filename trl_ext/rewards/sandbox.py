@@ -13,7 +13,9 @@ Warm interpreters wait for programs and run one at a time each. What stands arou
   what this user can (where we are root: what a user that is nobody can).
 
 Where the kernel does not hold a program to a number of processes (before Linux 5.14; for a root whose Python is in a
-folder of its own; without both namespaces and root), the filter lets it start threads alone. Neither protects from holes in the kernel. For machines elsewhere: `register_code_runner`.
+folder of its own; without both namespaces and root), the filter lets it start threads alone.
+
+Neither protects from holes in the kernel. For machines elsewhere: `register_code_runner`.
 """
 
 import atexit
