@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import logging
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from trl_ext.serving.cli import add_worker
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv` (default: the program's own). A wrong argument ends the program with one line."""
     args = _parser().parse_args(argv)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of a kernel that nothing here uses
     try:
         args.run(args)
     except TrlExtError as error:
@@ -84,7 +87,7 @@ def config_of(name: str) -> Any:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
-            f"--model {name!r}: its config cannot be read: {' '.join(str(error).split())[:200]}"
+            f"--model {name!r}: its config cannot be read: {textwrap.shorten(str(error), 250, placeholder=' ...')}"
         ) from None
 
 

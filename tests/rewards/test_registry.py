@@ -60,6 +60,8 @@ def test_a_name_can_be_taken_once():
             register_reward(taken)(lambda completions: [])
 
 
-def test_an_unknown_type_lists_the_close_ones():
+def test_an_unknown_type_lists_the_close_ones_or_all():
     with pytest.raises(ConfigError, match="no reward type 'exactmatch'; close ones: exact_match"):
         make_reward({"type": "exactmatch"})
+    with pytest.raises(ConfigError, match="no reward type 'zzz'; there are: bertscore, bias, "):
+        make_reward({"type": "zzz"})

@@ -1,12 +1,11 @@
 """Environments by name, for the command line and the recipes."""
 
-import difflib
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 from trl_ext.agents.environment import Environment
-from trl_ext.errors import ConfigError
+from trl_ext.errors import ConfigError, choices
 
 _ENVIRONMENTS: dict[str, str | Callable[..., Environment]] = {
     "email_search": "trl_ext.agents.environments.email_search:EmailSearch",
@@ -46,8 +45,7 @@ def _find(name: str) -> Callable[..., Environment]:
         return target
     module, _, attribute = target.partition(":")
     if not attribute:
-        close = difflib.get_close_matches(name, _ENVIRONMENTS) or list_environments()
-        raise ConfigError(f"no environment {name!r}; close ones: {', '.join(close)}; or give module:Class")
+        raise ConfigError(f"no environment {name!r}; {choices(name, _ENVIRONMENTS)}; or give module:Class")
     try:
         found: Callable[..., Environment] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
