@@ -56,7 +56,6 @@ async def hangs_later_on_1(completions, **columns):
 """
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__])
 
 
 class Run:
@@ -83,6 +82,7 @@ class Run:
 
     def start(self, moment: str = "never", count: int = 1, processes: int = 1, on: int = 0) -> list[ForkServerProcess]:
         """Run it; at the `count`th `moment` (see below) process number `on` of `processes` does what it says."""
+        _context.set_forkserver_preload([__name__])  # here and not above: another test may have told it otherwise
         self._store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
         started = []

@@ -304,6 +304,9 @@ def test_what_cannot_train_is_refused(tiny):
         hybrid(tiny, config(mode="gate"), train_dataset=training.PROMPTS, sft_dataset=DATA)
     with pytest.raises(DatasetError, match="sft_dataset has no rows"):
         hybrid(tiny, config(), sft_dataset=DATA.select([]))
+    nameless = DATA.map(lambda row, i: {"prompt": row["prompt"] if i else None}, with_indices=True)
+    with pytest.raises(DatasetError, match="sft_dataset: 1 of 80 rows have no prompt"):
+        hybrid(tiny, config(), sft_dataset=nameless)
     # how many steps an epoch is, is known when it begins
     epoch = hybrid(tiny, config(mode="sequential", sft_steps=1000, max_steps=-1, num_train_epochs=1))
     with pytest.raises(ConfigError, match="mode = 'sequential': none of the 20 steps trains on rewards; raise max_s"):
