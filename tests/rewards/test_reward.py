@@ -1,5 +1,6 @@
 import math
 import pickle
+import queue
 import sys
 import threading
 
@@ -127,11 +128,11 @@ def test_rewards_pickle_with_their_names_and_averages():
 
 
 def test_a_batch_that_takes_too_long_counts_as_one_that_raises():
-    release, entered = threading.Event(), []
+    release, entered = threading.Event(), queue.SimpleQueue()
 
     @register_reward("hanging")
     def hang(completions):
-        entered.append(completions)
+        entered.put(completions)
         if completions == ["hang"]:
             release.wait(60)
         return [1.0] * len(completions)
@@ -143,9 +144,9 @@ def test_a_batch_that_takes_too_long_counts_as_one_that_raises():
         make_reward(spec)(["hang"])
     reward = make_reward({**spec, "on_error": "none"})
     assert reward(["hang"]) == [None]
-    entered.clear()
+    assert [entered.get(timeout=60) for _ in range(2)] == [["hang"]] * 2
     assert reward(["b"]) == [None]  # the last batch hangs still: the scorer is not entered beside it
-    assert entered == []
+    assert entered.empty()
     release.set()
     assert make_reward({"type": "hanging", "timeout": 60})(["c"]) == [1.0]
 
