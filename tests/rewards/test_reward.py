@@ -151,6 +151,15 @@ def test_a_batch_that_takes_too_long_counts_as_one_that_raises():
     assert make_reward({"type": "hanging", "timeout": 60})(["c"]) == [1.0]
 
 
+def test_a_scorer_that_ends_its_thread_is_not_waited_for():
+    @register_reward("exiting", waits=True)
+    def leave(completions):
+        raise SystemExit("no licence")
+
+    with pytest.raises(SystemExit, match="no licence"):
+        make_reward({"type": "exiting"})(["a"])
+
+
 def test_postprocessors_run_in_the_callers_thread(monkeypatch):
     """They may talk to other processes, which must all do so in the same order."""
     threads = []
