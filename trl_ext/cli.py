@@ -145,7 +145,7 @@ def _score(args: argparse.Namespace) -> None:
 
 def _storable(name: str, column: list[Any]) -> list[Any]:
     """A column for Parquet, where one has text or numbers or truth values: anything else as JSON, chats as text."""
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     from trl_ext.rewards.text import as_text
 

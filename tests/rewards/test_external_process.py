@@ -157,9 +157,9 @@ def test_an_interrupted_batch_leaves_no_reply_to_the_next(process, recorded):
 
     before = signal.signal(signal.SIGALRM, interrupt)
     thread = threading.Thread(target=send_when_it_hangs)
+    thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            thread.start()
             ask(process, "hang")
     finally:
         thread.join()

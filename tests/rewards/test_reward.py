@@ -81,6 +81,19 @@ def test_repeated_rows_are_scored_once(failing):
     assert failing == [["aa", "b"]]
 
 
+def test_a_row_is_a_repeated_one_only_where_all_its_columns_are_the_same():
+    rows = []
+
+    @register_reward("paired")
+    def pair(completions, target, level):
+        rows.extend(zip(completions, target, level, strict=True))
+        return [float(len(text) + len(references) + size) for text, references, size in rows]
+
+    columns = {"target": [["x"], ["y"], ["y"], ["x"], ["x"]], "level": [1, 1, 1, 1, 2]}
+    assert make_reward({"type": "paired"})(["a"] * 4 + ["bb"], **columns) == [3.0, 3.0, 3.0, 3.0, 5.0]
+    assert rows == [("a", ["x"], 1), ("a", ["y"], 1), ("bb", ["x"], 2)]
+
+
 def test_texts_are_told_apart_from_what_they_look_like_as_json():
     register_reward("typed")(lambda completions, target: [float(len(str(type(value)))) for value in target])
     targets = ["1", 1, 1.0, "[1]", [1], "[1]", [1]]

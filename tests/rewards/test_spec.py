@@ -49,7 +49,7 @@ def test_bad_specs_are_refused_in_one_line_that_names_the_place(spec, message):
 def test_a_file_that_is_no_text_is_refused_in_one_line(tmp_path):
     path = tmp_path / "reward.json"
     path.write_bytes(b"\xff{}")
-    with pytest.raises(ConfigError, match="reward.json' cannot be read: 'utf-8' codec can't decode"):
+    with pytest.raises(ConfigError, match=r"reward.json' cannot be read: 'utf-8' codec can't decode"):
         make_reward(path)
 
 
