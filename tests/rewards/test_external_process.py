@@ -321,5 +321,5 @@ def test_the_end_of_python_ends_the_process_though_it_hangs(fake_python, checkpo
         while '"event": "score"' not in open({os.environ["FAKE_SCORER_RECORD"]!r}).read():
             time.sleep(0.05)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=ROOT, timeout=600)
     assert wait_for(lambda: not runs(recorded("score")[0]["pid"]))

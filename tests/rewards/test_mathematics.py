@@ -306,7 +306,7 @@ SCRIPT = """
 def run(tmp_path: Path, extra: str) -> str:
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(SCRIPT).replace("DAEMON", extra))
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=600, check=True)
     # bitsandbytes, where it is installed, says that a kernel is missing
     assert [line for line in done.stderr.splitlines() if not line.startswith("Failed to load CPU gemm")] == []
     return done.stdout
