@@ -135,12 +135,12 @@ def _score(args: argparse.Namespace) -> None:
             progress.update(len(batch))
     table = pd.DataFrame(scores, dtype="float64")
     print(_summary(table))
-    if args.histogram:
-        _histogram(table, args.histogram)
     if args.output:
         columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
         stored = pd.DataFrame({name: _storable(name, column) for name, column in columns.items()})
         stored.assign(**table.add_prefix("score_")).to_parquet(args.output)
+    if args.histogram:
+        _histogram(table, args.histogram)
 
 
 def _storable(name: str, column: list[Any]) -> list[Any]:
