@@ -12,7 +12,7 @@ from trl_ext.rewards import make_reward, sandbox
 from trl_ext.rewards.sandbox import Limits, LocalRunner
 
 ADD = "def add(a, b):\n    return a + b\n"
-SPEC = {"type": "code", "timeout": 5.0, "allow_unsafe": os.environ.get("CI") != "true"}
+SPEC = {"type": "code", "timeout": 20.0, "allow_unsafe": os.environ.get("CI") != "true"}
 PARTIAL = {**SPEC, "partial": True}
 
 

@@ -141,7 +141,10 @@ def _options_model(name: str, scorer: type) -> type[BaseModel]:
     hints = typing.get_type_hints(scorer.__init__)  # type: ignore[misc]
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(scorer).parameters.values():
-        if parameter.name not in _BATCH_PARAMETERS:
+        if parameter.name not in _BATCH_PARAMETERS and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
             required = parameter.default is inspect.Parameter.empty
             fields[parameter.name] = (hints.get(parameter.name, Any), ... if required else parameter.default)
     with warnings.catch_warnings():
