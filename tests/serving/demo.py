@@ -60,7 +60,9 @@ class DemoDesk:
                 )
                 for number in range(WORKERS)
             ],
-            queues=replies.Queues(episodes=16 - begun % 16, completions=begun % 3, completions_limit=4096),
+            queues=replies.Queues(
+                episodes=16 - begun % 16, running=len(running), completions=begun % 3, completions_limit=4096
+            ),
             running=[
                 replies.RunningEpisode(
                     id=f"{number}-demo",

@@ -15,19 +15,22 @@ import torch
 from datasets import Dataset
 
 from tests.agents.talk import ROWS
-from tests.serving.playing import play, remote_trainer, serving
+from tests.serving import loopback
+from tests.serving.loopback import kept_port, reverse_proxy
+from tests.serving.playing import play, remote_trainer, serving, until
 
 SCRIPT = Path(__file__).with_name("openai_agent.py")
 
 
 def post(server, path, body):
     request = urllib.request.Request(server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
+    with urllib.request.urlopen(request, timeout=60) as reply:
         return json.load(reply)
 
 
 def claimed(server):
-    for _ in range(200):
+    end = time.monotonic() + 60  # a trainer may have to be made first
+    while time.monotonic() < end:
         try:
             return post(server, "/episodes/claim", {"agent": "test"})
         except urllib.error.HTTPError as error:
@@ -54,7 +57,7 @@ def agent(server, work):
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     yield
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     if errors:
         raise errors[0]
@@ -191,6 +194,24 @@ def test_an_episode_without_room_ends_with_the_agents_result(tiny, limits, code,
     assert sum(one.token_rewards) == 0.5
 
 
+def test_an_agent_plays_through_a_reverse_proxy_under_a_path(tiny):
+    def work(episode, client):
+        assert episode["base_url"].startswith(outside + "team/rollouts/episodes/")
+        ask(client, [user("a>")])
+        with urllib.request.urlopen(outside + "team/rollouts/health", timeout=60) as reply:
+            assert json.load(reply) == {"status": "ok"}
+        post(server, f"/episodes/{episode['lease']}/result", {"reward": 1})
+
+    with (
+        kept_port() as port,
+        serving(public_url=f"http://127.0.0.1:{port}/team/rollouts/") as server,
+        loopback.serving(reverse_proxy("/team/rollouts/", server.url + "/"), port) as outside,
+        agent(server, work),
+    ):
+        (one,) = play(remote_trainer(tiny, server), ROWS.select([0]))["trajectory"]
+    assert one.rewards == [1.0]
+
+
 def test_requests_outside_of_an_episode_are_answered_and_train_nothing(tiny):
     def work(episode, client):
         plain = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
@@ -217,13 +238,14 @@ def test_when_too_many_wait_for_the_policy_others_are_told_to_come_again(tiny):
 
         thread = threading.Thread(target=first)
         thread.start()
-        while not server.desk.pendings:
-            time.sleep(0.01)
+        until(lambda: server.desk.pendings)
         with pytest.raises(openai.RateLimitError, match="too many requests wait") as full:
             ask(client, [user("b")])
         assert full.value.response.headers["Retry-After"] == "1"
         thread.join()
     assert [error.status_code for error in answers] == [503]
+    assert not server.desk.pendings, "nobody waits any more"
+    assert not any(server.desk.runs(move) for move in server.desk._moves), "and the policy need not answer"
 
 
 def test_a_script_with_the_openai_client_trains_the_policy(tiny, tmp_path):

@@ -58,6 +58,9 @@ class HttpAgents:
             async with asyncio.timeout(self.desk.options.request_timeout):
                 return await asyncio.shield(ready.future)
         except TimeoutError:
+            if lease is None:  # an episode's waits for the same request once more; nobody comes back for this one
+                with self.desk.changed:
+                    self.desk.pendings.discard(ready)
             raise Refusal(503, "the policy is busy: ask again", "timeout", 1) from None
 
     def result(self, lease: str, request: protocol.ResultRequest) -> protocol.ResultReply:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, TypeAdapter
 
 PROTOCOL = 1
+MOST_EPISODES = 10_000  # of a worker, at a time
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
@@ -38,7 +39,7 @@ class Hello(_Message):
     type: Literal["hello"] = "hello"
     protocol: int
     environments: Annotated[list[Name], Field(max_length=100)] = []
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1
+    concurrency: Annotated[int, Field(ge=1, le=MOST_EPISODES)] = 1
 
 
 class Opened(_Message):
@@ -92,12 +93,16 @@ from_worker: TypeAdapter[Any] = TypeAdapter(FromWorker)
 
 
 class Welcome(_Message):
-    """`heartbeat`: the seconds between two heartbeats; a worker that is silent for three of them has gone."""
+    """`heartbeat`: the seconds between two heartbeats; a worker that is silent for three of them has gone.
+
+    `max_message`: the bytes that a message of the worker may have.
+    """
 
     type: Literal["welcome"] = "welcome"
     protocol: int = PROTOCOL
     run: str
     heartbeat: float
+    max_message: int
 
 
 class Lease(_Message):
