@@ -141,6 +141,9 @@ class DemoDesk:
     def claim(self, request):
         raise Refusal(503, "the demo has no episodes to play", "no_episode", 5)
 
+    def alive(self, lease):
+        raise Refusal(409, "the lease is over", "lease_over")
+
     def result(self, lease, request):
         raise Refusal(409, "the lease is over", "lease_over")
 

@@ -18,6 +18,11 @@ from tests.agents.talk import ROWS
 from tests.serving import loopback
 from tests.serving.loopback import kept_port, reverse_proxy
 from tests.serving.playing import play, remote_trainer, serving, until
+from trl_ext.serving.desk import Desk
+from trl_ext.serving.http_agents import HttpAgents
+from trl_ext.serving.ledger import Rules
+from trl_ext.serving.messages import ClaimRequest
+from trl_ext.serving.refusal import Refusal
 
 SCRIPT = Path(__file__).with_name("openai_agent.py")
 
@@ -192,6 +197,46 @@ def test_an_episode_without_room_ends_with_the_agents_result(tiny, limits, code,
     assert (one.turns, one.truncated, one.terminated, one.reward, one.success) == (turns, truncated, False, 0.5, False)
     assert len(one.turn_ends) == turns
     assert sum(one.token_rewards) == 0.5
+
+
+def test_an_agent_that_is_busy_says_so_and_one_that_is_silent_loses_its_episode():
+    now = 0.0
+    desk = Desk(Rules(silence=100.0), clock=lambda: now)
+    agents = HttpAgents(desk)
+    desk.ask([("row", {})], "env", 0)
+    lease = agents.claim(ClaimRequest()).lease
+    for _ in range(2):
+        now += 90.0
+        desk.sweep()
+        agents.alive(lease)
+    now += 101.0
+    desk.sweep()
+    with pytest.raises(Refusal, match=f"there is no lease {lease}, or it is over"):
+        agents.alive(lease)
+    again = agents.claim(ClaimRequest()).lease
+    assert again != lease
+    assert desk.ledger.held(again).agent_seconds == 0.0
+
+
+def test_an_agent_gives_an_episode_back_and_another_plays_it(tiny):
+    def work(episode, client):
+        assert client.models.list().data[0].id == "policy"
+        ask(client, [user("a>")])
+        url = f"/episodes/{episode['lease']}/result"
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            post(server, url, {"returned": True, "reward": 1})
+        assert post(server, url, {"returned": True}) == {"counted": False}
+        with pytest.raises(openai.ConflictError, match="or it is over"):
+            client.models.list()
+        again = claimed(server)
+        assert (again["id"], again["row"]) == (episode["id"], episode["row"])
+        ask(client.with_options(base_url=again["base_url"]), [user("b>")])
+        post(server, f"/episodes/{again['lease']}/result", {"reward": 1})
+
+    with serving() as server, agent(server, work):
+        (one,) = play(remote_trainer(tiny, server), ROWS.select([0]))["trajectory"]
+    assert (one.messages[0]["content"], one.rewards) == ("b>", [1.0])
+    assert (server.desk.ledger.counters.done, server.desk.ledger.counters.requeued) == (1, 1)
 
 
 def test_an_agent_plays_through_a_reverse_proxy_under_a_path(tiny):

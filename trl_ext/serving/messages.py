@@ -178,7 +178,8 @@ class Claim(BaseModel):
 class ResultRequest(BaseModel):
     """How an episode ended. `rewards`, if given, has one for each turn of the policy, and `reward` is left out.
 
-    `failure`: it cannot be scored, and is left out of the training. `metrics` are averaged in the log.
+    `failure`: it cannot be scored, and is left out of the training. `returned`: the agent cannot go on with it, another
+    may play it. `metrics` are averaged in the log.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -188,9 +189,10 @@ class ResultRequest(BaseModel):
     success: bool | None = None
     metrics: Annotated[dict[Name, FiniteFloat], Field(max_length=100)] = {}
     failure: Text | None = None
+    returned: bool = False
 
 
 class ResultReply(BaseModel):
-    """`counted`: False for a result that came before."""
+    """`counted`: False for a result that came before, and for an episode that was given back."""
 
     counted: bool

@@ -186,6 +186,9 @@ class Floor:
     def claim(self, request: ClaimRequest) -> Claim:
         return self.agents.claim(request)
 
+    def alive(self, lease: str) -> None:
+        self.agents.alive(lease)
+
     def result(self, lease: str, request: ResultRequest) -> ResultReply:
         return self.agents.result(lease, request)
 
