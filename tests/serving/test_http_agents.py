@@ -288,9 +288,9 @@ def test_when_too_many_wait_for_the_policy_others_are_told_to_come_again(tiny):
             ask(client, [user("b")])
         assert full.value.response.headers["Retry-After"] == "1"
         thread.join()
+        assert not server.desk.pendings, "nobody waits any more"
+        assert not any(server.desk.runs(move) for move in server.desk._moves), "and the policy need not answer"
     assert [error.status_code for error in answers] == [503]
-    assert not server.desk.pendings, "nobody waits any more"
-    assert not any(server.desk.runs(move) for move in server.desk._moves), "and the policy need not answer"
 
 
 def test_a_script_with_the_openai_client_trains_the_policy(tiny, tmp_path):
