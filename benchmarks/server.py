@@ -1,6 +1,6 @@
 """How many episodes a rollout server hands out, answers and takes back: many workers, short episodes, no model.
 
-    python -m benchmarks.server                                      about a minute on 2 cores
+    python -m benchmarks.server                                      about half a minute on 2 cores
     python -m benchmarks.server --workers 20 --episodes 200 --rounds 2    a try
 
 The server's process has the trainer's side, as in training: the queue, the leases, the tokens and masks of each
