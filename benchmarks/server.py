@@ -1,6 +1,6 @@
 """How many episodes a rollout server hands out, answers and takes back: many workers, short episodes, no model.
 
-    python -m benchmarks.server                                      about a minute on 2 cores
+    python -m benchmarks.server                                      about half a minute on 2 cores
     python -m benchmarks.server --workers 20 --episodes 200 --rounds 2    a try
 
 The server's process has the trainer's side, as in training: the queue, the leases, the tokens and masks of each
@@ -12,12 +12,17 @@ The latency of a turn is what an environment sees: from the return of its `reset
 threads and the network included. Under such a load it is mostly waiting: all workers want the policy at once. Memory is
 that of the server's process after each round. Every episode must arrive at its goal, or the run stops.
 
+The slowest turns are those during which Python's garbage collector looks at every object of the server's process, most
+of them torch's and transformers': `pause` is the longest such stop of a round. A program can spare itself these with
+`gc.freeze()` once it has imported and built what it needs, as the second half of the rounds does.
+
 The result goes to --output as JSON. A run without options becomes the result that the project shows:
 results/server.json and the table in benchmarks/README.md.
 """
 
 import argparse
 import asyncio
+import gc
 import multiprocessing
 import os
 import resource
@@ -131,7 +136,7 @@ def measure(workers: int, episodes: int, rounds: int) -> dict[str, Any]:
     from trl_ext.serving.server import RolloutServer
 
     trainer, measured = ScriptedTrainer(), []
-    with RolloutServer(ServerOptions(port=0, rate=1e6, burst=10**6)) as server:
+    with Pauses() as pauses, RolloutServer(ServerOptions(port=0, rate=1e6, burst=10**6)) as server:
         here, there = multiprocessing.Pipe()
         load = multiprocessing.get_context("spawn").Process(target=work, args=(server.url, workers, there), daemon=True)
         load.start()
@@ -141,6 +146,10 @@ def measure(workers: int, episodes: int, rounds: int) -> dict[str, Any]:
         for number in tqdm(range(rounds), desc="rounds", disable=None):
             trainer.rollout_rows = [{"prompt": "", "seed": number * episodes + row} for row in range(episodes)]
             trainer.state.global_step = number
+            if number == rounds // 2:
+                gc.collect()
+                gc.freeze()
+            pauses.longest = 0.0
             start = time.perf_counter()
             trajectories = rollout([""] * episodes, trainer)["trajectory"]
             seconds = time.perf_counter() - start
@@ -154,6 +163,7 @@ def measure(workers: int, episodes: int, rounds: int) -> dict[str, Any]:
                     "turns": sum(one.turns for one in trajectories),
                     "p50_ms": 1000 * waits[len(waits) // 2],
                     "p99_ms": 1000 * waits[int(0.99 * len(waits))],
+                    "pause_ms": 1000 * pauses.longest,
                     "memory_mib": memory(),
                 }
             )
@@ -163,6 +173,27 @@ def measure(workers: int, episodes: int, rounds: int) -> dict[str, Any]:
         if (counters.done, counters.failed, counters.dropped, counters.open) != (rounds * episodes, 0, 0, 0):
             raise SystemExit(f"the accounts do not add up: {counters}")
     return {"workers": workers, "episodes": episodes, "rounds": measured}
+
+
+class Pauses:
+    """The longest time for which the garbage collector has stopped this process."""
+
+    def __init__(self) -> None:
+        self.longest = self._began = 0.0
+
+    def __enter__(self) -> "Pauses":
+        gc.callbacks.append(self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        gc.callbacks.remove(self._note)
+        gc.unfreeze()
+
+    def _note(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        else:
+            self.longest = max(self.longest, time.perf_counter() - self._began)
 
 
 def memory() -> float:
@@ -185,18 +216,28 @@ def table(result: dict[str, Any]) -> str:
         f"{result['machine']['cpu_cores']} CPU cores for server and workers; {result['workers']} connected workers, "
         f"{episodes:,} queued episodes a round.",
         "",
-        "| round | seconds | episodes/s | turns/s | turn p50 | turn p99 | server's memory |",
-        "|---|---|---|---|---|---|---|",
+        "| round | seconds | episodes/s | turns/s | turn p50 | turn p99 | pause | server's memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for number, one in enumerate(rounds, 1):
         seconds = one["seconds"]
         lines.append(
             f"| {number} | {seconds:.1f} | {episodes / seconds:.0f} | {one['turns'] / seconds:.0f} | "
-            f"{one['p50_ms']:.0f} ms | {one['p99_ms']:.0f} ms | {one['memory_mib']:.0f} MiB |"
+            f"{one['p50_ms']:.0f} ms | {one['p99_ms']:.0f} ms | {one['pause_ms']:.0f} ms | "
+            f"{one['memory_mib']:.0f} MiB |"
         )
-    rate = statistics.median(episodes / one["seconds"] for one in rounds)
-    grown = rounds[-1]["memory_mib"] - rounds[len(rounds) // 2 - 1]["memory_mib"]
-    lines += ["", f"Median {rate:.0f} episodes/s. Memory in the second half of the rounds: {grown:+.1f} MiB."]
+    half = len(rounds) // 2
+    as_is, frozen = (
+        f"{statistics.median(episodes / one['seconds'] for one in part):.0f} episodes/s with a turn p99 of "
+        f"{statistics.median(one['p99_ms'] for one in part):.0f} ms"
+        for part in (rounds[:half], rounds[half:])
+    )
+    grown = rounds[-1]["memory_mib"] - rounds[half - 1]["memory_mib"]
+    lines += [
+        "",
+        f"Medians: {as_is}; from round {half + 1} on, after `gc.freeze()`, {frozen}. "
+        f"Memory in the second half of the rounds: {grown:+.1f} MiB.",
+    ]
     return "\n".join(lines)
 
 

@@ -60,7 +60,9 @@ class DemoDesk:
                 )
                 for number in range(WORKERS)
             ],
-            queues=replies.Queues(episodes=16 - begun % 16, completions=begun % 3, completions_limit=4096),
+            queues=replies.Queues(
+                episodes=16 - begun % 16, running=len(running), completions=begun % 3, completions_limit=4096
+            ),
             running=[
                 replies.RunningEpisode(
                     id=f"{number}-demo",
@@ -138,6 +140,9 @@ class DemoDesk:
 
     def claim(self, request):
         raise Refusal(503, "the demo has no episodes to play", "no_episode", 5)
+
+    def alive(self, lease):
+        raise Refusal(409, "the lease is over", "lease_over")
 
     def result(self, lease, request):
         raise Refusal(409, "the lease is over", "lease_over")

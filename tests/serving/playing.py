@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 
 import torch
 from trl import GRPOConfig
@@ -11,6 +12,7 @@ from tests.agents.talk import ROWS, Talk
 from tests.trainers.training import config, make_trainer
 from trl_ext import CISPOConfig, CISPOTrainer
 from trl_ext.agents.environment_reward import environment_reward
+from trl_ext.agents.stepping import Stepper
 from trl_ext.serving.ledger import Rules
 from trl_ext.serving.options import ServerOptions
 from trl_ext.serving.rollout import remote_rollout
@@ -18,44 +20,59 @@ from trl_ext.serving.server import RolloutServer
 from trl_ext.serving.worker import Worker
 
 PLAY = {"max_turns": 5, "max_turn_tokens": 6}
-QUICK = {"heartbeat": 0.2, "silence": 5.0, "episode_timeout": 20.0}
+# On a machine that stands still for seconds nobody is given up; who tests that somebody is says when.
+PATIENT = {"heartbeat": 60.0, "silence": 300.0, "episode_timeout": 300.0}
 
 
 @contextlib.contextmanager
 def serving(rules=None, **options):
-    with RolloutServer(ServerOptions(port=0, **options), Rules(**{**QUICK, **(rules or {})})) as server:
+    with RolloutServer(ServerOptions(**{"port": 0, **options}), Rules(**{**PATIENT, **(rules or {})})) as server:
         yield server
 
 
 @contextlib.contextmanager
-def workers(server, environment=Talk, count=1, concurrency=64, first=0, **options):
+def workers(server, environment=Talk, count=1, concurrency=64, first=0, url=None, **options):
     """So many workers, numbered from `first`, each in a thread; they are drained at the end."""
-    loops = []
-
-    def run(worker):
-        async def play():
-            loops.append((asyncio.get_running_loop(), worker))
-            await worker.run()
-
-        asyncio.run(play())
-
-    options = {"step_timeout": 20.0, "token": server.options.token, **options}
+    options = {"step_timeout": 300.0, "token": server.options.token, **options}
     made = [
-        Worker(server.url, environment, concurrency=concurrency, name=f"worker-{number}", **options)
+        Worker(url or server.url, environment, concurrency=concurrency, name=f"worker-{number}", **options)
         for number in range(first, first + count)
     ]
-    threads = [threading.Thread(target=run, args=(worker,), daemon=True) for worker in made]
+    runners = [asyncio.Runner(loop_factory=asyncio.new_event_loop) for _ in made]
+    threads = [threading.Thread(target=_run, args=pair, daemon=True) for pair in zip(runners, made, strict=True)]
+    loops = [runner.get_loop() for runner in runners]  # they take calls before their threads have begun
     for thread in threads:
         thread.start()
     try:
         yield made
     finally:
-        for loop, worker in loops:
+        for loop, worker in zip(loops, made, strict=True):
             with contextlib.suppress(RuntimeError):  # it has ended
                 loop.call_soon_threadsafe(worker.drain)
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
+
+
+def _run(runner, worker):
+    with runner:
+        runner.run(worker.run())
+
+
+def until(condition, seconds=60.0):
+    """Waits for something that another thread brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+class PatientStepper(Stepper):
+    """Only what hangs takes too long, on a machine that stands still too: its limit is short, the others' is not."""
+
+    async def call(self, function, *args, **kwargs):
+        hangs = getattr(getattr(function, "__self__", None), "kind", None) == "hang"
+        return await Stepper(1, self.timeout if hangs else 300.0).call(function, *args, **kwargs)
 
 
 def remote_trainer(path, server, rollout=None, trainer_class=CISPOTrainer, config_options=None, rows=ROWS, **options):

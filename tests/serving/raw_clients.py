@@ -19,7 +19,7 @@ HUGE = 100 << 20
 CHUNK = b"a" * (64 << 10)
 ROOM = 24 << 20  # bytes that the whole process may grow by while it is sent HUGE
 TEXT, BINARY, CLOSE = 1, 2, 8  # opcodes
-PATIENCE = 20.0  # seconds until a test gives up on a server that should have answered
+PATIENCE = 60.0  # seconds until a test gives up on a server that should have answered
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
 
 
@@ -97,7 +97,9 @@ def handshaken(server: RolloutServer, name: str = "w") -> Iterator[socket.socket
         client.sendall(f"GET /ws/{name} HTTP/1.1\r\n{HEAD}{upgrade}\r\n".encode())
         head = b""
         while not head.endswith(b"\r\n\r\n"):
-            head += client.recv(1)
+            part = client.recv(1)
+            assert part, "it was closed"
+            head += part
         assert head.startswith(b"HTTP/1.1 101")
         yield client
 

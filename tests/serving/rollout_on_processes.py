@@ -23,7 +23,7 @@ GREEDY = {"generation_kwargs": {"do_sample": False, "top_p": None, "top_k": None
 
 def train(environment, config_options, **rollout):
     main = in_main_process()
-    with serving() as server, workers(server, environment, step_timeout=5.0) if main else contextlib.nullcontext():
+    with serving() as server, workers(server, environment) if main else contextlib.nullcontext():
         trainer = remote_trainer(job["path"], server, rollout, config_options=config_options)
         try:
             trainer.train()

@@ -5,27 +5,25 @@ import threading
 import time
 
 from tests.agents.talk import ROWS
-from tests.serving.playing import play, remote_trainer
+from tests.serving.playing import play, remote_trainer, until
 from trl_ext.serving import messages as protocol
 from trl_ext.serving.ledger import Rules
 from trl_ext.serving.server import RolloutServer
-
-HELLO = protocol.Hello(protocol=protocol.PROTOCOL)
 
 
 class FakeLink:
     """A worker by hand."""
 
-    def __init__(self, desk, id):
+    def __init__(self, desk, id, concurrency=1):
         self.desk, self.id, self.got = desk, id, []
-        desk.attach(self, HELLO)
+        desk.attach(self, protocol.Hello(protocol=protocol.PROTOCOL, concurrency=concurrency))
 
     def put(self, message):
         self.got.append(message)
 
     def last(self, kind):
         """The newest message of a kind; waits for one."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while True:
             with self.desk.changed:
                 self.desk._flush()
@@ -62,14 +60,14 @@ def beside(work):
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     yield
-    thread.join(20)
+    thread.join(60)
+    assert not thread.is_alive()
     if errors:
         raise errors[0]
 
 
 def asked(desk, count=1):
-    while len(desk.ledger.queue) < count:
-        time.sleep(0.01)
+    until(lambda: len(desk.ledger.queue) >= count)
 
 
 def test_what_a_lost_worker_said_last_is_not_in_the_episode_of_the_next(tiny):
@@ -113,7 +111,7 @@ def test_a_worker_that_is_lost_while_the_policy_writes_gets_no_answer_and_the_ne
         asked(desk)
         first = FakeLink(desk, "first")
         first.opens("aaaa")
-        assert writing.wait(20)
+        assert writing.wait(60)
         desk.detach(first)
         lost.set()
         second = FakeLink(desk, "second")
@@ -126,7 +124,7 @@ def test_a_worker_that_is_lost_while_the_policy_writes_gets_no_answer_and_the_ne
 
     def slowly(*args, **kwargs):
         writing.set()
-        assert lost.wait(20)
+        assert lost.wait(60)
         return generate(*args, **kwargs)
 
     trainer._generate_single_turn = slowly
@@ -156,6 +154,70 @@ def test_a_turn_that_has_not_come_is_garbage_and_a_worker_gives_an_episode_back(
         (one,) = play(remote_trainer(tiny, server, {"max_failures": 1.0}), ROWS.select([0]))["trajectory"]
     assert one.failure == "reset: lost 2 times, the last time because first gave it back"
     assert desk.ledger.counters.garbage == 1
+
+
+def test_a_worker_that_plays_an_episode_again_because_its_lease_came_twice_is_told_that_it_is_over(tiny):
+    server = RolloutServer()
+
+    def work():
+        asked(server.desk)
+        worker = FakeLink(server.desk, "w")
+        lease = worker.opens("bb")
+        worker.opens("bb")  # while it runs: said twice, and answered once
+        turn = worker.last(protocol.Act).turn
+        assert not [message for message in worker.got if isinstance(message, protocol.Over)]
+        worker.ends(lease, turn)
+        worker.opens("bb")
+        assert worker.last(protocol.Over).lease == lease
+
+    with beside(work):
+        play(remote_trainer(tiny, server), ROWS.select([0]))
+    counters = server.desk.ledger.counters
+    assert (counters.done, counters.duplicates, counters.stale) == (1, 2, 0)
+
+
+def test_the_first_waits_for_others_as_long_as_it_was_told_to(tiny, monkeypatch):
+    """However often the processes that wait for the main one hear from it."""
+    monkeypatch.setattr("trl_ext.serving.rollout.BEAT_SECONDS", 0.01)
+    server = RolloutServer()
+    trainer = remote_trainer(tiny, server, {"gather_seconds": 300.0})
+    rounds, sizes = [], []
+
+    def work():
+        asked(server.desk, 2)
+        both = [FakeLink(server.desk, name) for name in "ab"]
+        both[0].opens("bb")
+        before = len(rounds)
+        until(lambda: len(rounds) > before + 2)
+        both[1].opens("bb")
+        for worker in both:
+            worker.ends(worker.last(protocol.Lease).lease, worker.last(protocol.Act).turn)
+
+    generate, collect = trainer._generate_single_turn, server.desk.collect
+
+    def sampling(prefixes, *args, **kwargs):
+        sizes.append(len(prefixes))
+        return generate(prefixes, *args, **kwargs)
+
+    def collecting(*args):
+        rounds.append(1)
+        return collect(*args)
+
+    trainer._generate_single_turn, server.desk.collect = sampling, collecting
+    with beside(work):
+        play(trainer, ROWS.select(range(2)))
+    assert sizes[0] == 2
+
+
+def test_the_status_lists_so_many_running_episodes_and_counts_all_of_them():
+    from trl_ext.serving.views import RUNNING, status_of
+
+    desk = RolloutServer().desk
+    FakeLink(desk, "w", concurrency=2 * RUNNING)
+    desk.ask([(str(number), {"seed": number}) for number in range(3 * RUNNING)], "env", 0)
+    status = status_of(desk)
+    assert (status.queues.running, status.queues.episodes) == (2 * RUNNING, RUNNING)
+    assert [one.row for one in status.running] == [f"seed={number}" for number in range(RUNNING)]
 
 
 def test_what_the_page_shows_goes_along_with_an_episode(tiny):

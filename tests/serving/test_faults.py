@@ -48,7 +48,12 @@ def test_every_episode_ends_once_with_workers_that_die_messages_in_disorder_and_
     with serving(rules) as server, UnrulyProxy(server.port) as proxy:
         command = [sys.executable, "-m", "tests.serving.mortal_workers", proxy.url, "4"]
         with subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         ) as mortals:
             try:
                 first = train(tiny, server, tmp_path, steps)
@@ -58,7 +63,7 @@ def test_every_episode_ends_once_with_workers_that_die_messages_in_disorder_and_
                     checkpoint = str(tmp_path / "run" / f"checkpoint-{steps}")
                     second = train(tiny, other, tmp_path, 2 * steps, resume_from_checkpoint=checkpoint)
             finally:
-                mortals.send_signal(signal.SIGTERM)
+                os.killpg(mortals.pid, signal.SIGKILL)  # those that it is about to fork too
                 deaths = mortals.stdout.read().decode().count("died")
     assert (first.state.global_step, second.state.global_step) == (steps, 2 * steps)
     check_accounts(server, 16 * steps)

@@ -1,5 +1,6 @@
 """The server on a real socket, and clients that want to fill, stall or mislead it."""
 
+import contextlib
 import json
 import resource
 import socket
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.serving.playing import until
 from tests.serving.raw_clients import (
     BINARY,
     CHUNK,
@@ -39,7 +41,14 @@ from trl_ext.serving.server import RolloutServer
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RolloutServer]:
-    with RolloutServer(ServerOptions(port=0, token=TOKEN, max_message=MESSAGE, read_timeout=1.0)) as server:
+    with RolloutServer(ServerOptions(port=0, token=TOKEN, max_message=MESSAGE)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[RolloutServer]:
+    """Waits for the rest of a request no longer than a test can wait for that."""
+    with RolloutServer(ServerOptions(port=0, token=TOKEN, read_timeout=3.0)) as server:
         yield server
 
 
@@ -111,23 +120,26 @@ def test_deep_and_broken_messages_are_refused_and_too_many_end_the_socket(server
             opcode, answer = next(answers)
             assert (opcode, json.loads(answer)["type"]) == (TEXT, "refused")
             assert len(answer) < 400
-        for _ in range(60):
-            say(client, "{")
+        with contextlib.suppress(ConnectionError):  # the server closes it somewhere here
+            for _ in range(60):
+                say(client, "{")
         assert {opcode for opcode, _ in answers} == {TEXT, CLOSE}
 
 
-def test_half_open_connections_are_cut_and_stop_nobody_meanwhile(server):
+def test_half_open_connections_are_cut_and_stop_nobody_meanwhile(hasty):
     begun = [
         "",
         "G",
         "GET / HTTP/1.1\r\nHost: loc",
         f"POST /episodes/claim HTTP/1.1\r\n{HEAD}Content-Length: 10\r\n\r\n{{",
     ]
-    clients = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(300)]
+    clients = []
     try:
-        for number, client in enumerate(clients):
-            client.sendall(begun[number % len(begun)].encode())
-        assert ask(server, "GET", "/status")[0] == 200
+        for number in range(300):
+            clients.append(socket.create_connection(("127.0.0.1", hasty.port), PATIENCE))
+            with contextlib.suppress(ConnectionError):
+                clients[-1].sendall(begun[number % len(begun)].encode())
+        until(lambda: _answers(hasty))
         dripping = threading.Event()
         drip = threading.Thread(target=_drip, args=(clients[2], dripping))
         drip.start()
@@ -137,11 +149,12 @@ def test_half_open_connections_are_cut_and_stop_nobody_meanwhile(server):
     finally:
         for client in clients:
             client.close()
-    assert {end[:12] for end in ends[3 :: len(begun)]} == {b"HTTP/1.1 408"}
+    # Where this machine stood still between connecting and sending there was no request to answer
+    assert {b"HTTP/1.1 408"} <= {end[:12] for end in ends[3 :: len(begun)]} <= {b"HTTP/1.1 408", b""}
 
 
-def test_empty_lines_after_an_answer_keep_no_connection_open(server):
-    with connection(server) as client:
+def test_empty_lines_after_an_answer_keep_no_connection_open(hasty):
+    with connection(hasty) as client:
         client.sendall(f"GET /health HTTP/1.1\r\n{HEAD}\r\n".encode())
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         client.sendall(b"\r\n")
@@ -173,6 +186,12 @@ def test_half_of_the_files_are_left_to_the_trainer(monkeypatch, soft, hard, most
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: given.append(limits))
     assert room_for(1000) == most
     assert [limits for limits in given if limits[0] != soft] == ([] if raised is None else [(raised, hard)])
+
+
+def _answers(server: RolloutServer) -> bool:
+    with contextlib.suppress(ConnectionError):
+        return exchange(server, f"GET /status HTTP/1.1\r\n{HEAD}Connection: close\r\n\r\n".encode())[9:12] == b"200"
+    return False
 
 
 def _drip(client: socket.socket, enough: threading.Event) -> None:

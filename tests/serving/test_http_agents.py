@@ -15,19 +15,27 @@ import torch
 from datasets import Dataset
 
 from tests.agents.talk import ROWS
-from tests.serving.playing import play, remote_trainer, serving
+from tests.serving import loopback
+from tests.serving.loopback import kept_port, reverse_proxy
+from tests.serving.playing import play, remote_trainer, serving, until
+from trl_ext.serving.desk import Desk
+from trl_ext.serving.http_agents import HttpAgents
+from trl_ext.serving.ledger import Rules
+from trl_ext.serving.messages import ClaimRequest
+from trl_ext.serving.refusal import Refusal
 
 SCRIPT = Path(__file__).with_name("openai_agent.py")
 
 
 def post(server, path, body):
     request = urllib.request.Request(server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
+    with urllib.request.urlopen(request, timeout=60) as reply:
         return json.load(reply)
 
 
 def claimed(server):
-    for _ in range(200):
+    end = time.monotonic() + 60  # a trainer may have to be made first
+    while time.monotonic() < end:
         try:
             return post(server, "/episodes/claim", {"agent": "test"})
         except urllib.error.HTTPError as error:
@@ -54,7 +62,7 @@ def agent(server, work):
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     yield
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     if errors:
         raise errors[0]
@@ -191,6 +199,64 @@ def test_an_episode_without_room_ends_with_the_agents_result(tiny, limits, code,
     assert sum(one.token_rewards) == 0.5
 
 
+def test_an_agent_that_is_busy_says_so_and_one_that_is_silent_loses_its_episode():
+    now = 0.0
+    desk = Desk(Rules(silence=100.0), clock=lambda: now)
+    agents = HttpAgents(desk)
+    desk.ask([("row", {})], "env", 0)
+    lease = agents.claim(ClaimRequest()).lease
+    for _ in range(2):
+        now += 90.0
+        desk.sweep()
+        agents.alive(lease)
+    now += 101.0
+    desk.sweep()
+    with pytest.raises(Refusal, match=f"there is no lease {lease}, or it is over"):
+        agents.alive(lease)
+    again = agents.claim(ClaimRequest()).lease
+    assert again != lease
+    assert desk.ledger.held(again).agent_seconds == 0.0
+
+
+def test_an_agent_gives_an_episode_back_and_another_plays_it(tiny):
+    def work(episode, client):
+        assert client.models.list().data[0].id == "policy"
+        ask(client, [user("a>")])
+        url = f"/episodes/{episode['lease']}/result"
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            post(server, url, {"returned": True, "reward": 1})
+        assert post(server, url, {"returned": True}) == {"counted": False}
+        with pytest.raises(openai.ConflictError, match="or it is over"):
+            client.models.list()
+        again = claimed(server)
+        assert (again["id"], again["row"]) == (episode["id"], episode["row"])
+        ask(client.with_options(base_url=again["base_url"]), [user("b>")])
+        post(server, f"/episodes/{again['lease']}/result", {"reward": 1})
+
+    with serving() as server, agent(server, work):
+        (one,) = play(remote_trainer(tiny, server), ROWS.select([0]))["trajectory"]
+    assert (one.messages[0]["content"], one.rewards) == ("b>", [1.0])
+    assert (server.desk.ledger.counters.done, server.desk.ledger.counters.requeued) == (1, 1)
+
+
+def test_an_agent_plays_through_a_reverse_proxy_under_a_path(tiny):
+    def work(episode, client):
+        assert episode["base_url"].startswith(outside + "team/rollouts/episodes/")
+        ask(client, [user("a>")])
+        with urllib.request.urlopen(outside + "team/rollouts/health", timeout=60) as reply:
+            assert json.load(reply) == {"status": "ok"}
+        post(server, f"/episodes/{episode['lease']}/result", {"reward": 1})
+
+    with (
+        kept_port() as port,
+        serving(public_url=f"http://127.0.0.1:{port}/team/rollouts/") as server,
+        loopback.serving(reverse_proxy("/team/rollouts/", server.url + "/"), port) as outside,
+        agent(server, work),
+    ):
+        (one,) = play(remote_trainer(tiny, server), ROWS.select([0]))["trajectory"]
+    assert one.rewards == [1.0]
+
+
 def test_requests_outside_of_an_episode_are_answered_and_train_nothing(tiny):
     def work(episode, client):
         plain = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
@@ -217,12 +283,13 @@ def test_when_too_many_wait_for_the_policy_others_are_told_to_come_again(tiny):
 
         thread = threading.Thread(target=first)
         thread.start()
-        while not server.desk.pendings:
-            time.sleep(0.01)
+        until(lambda: server.desk.pendings)
         with pytest.raises(openai.RateLimitError, match="too many requests wait") as full:
             ask(client, [user("b")])
         assert full.value.response.headers["Retry-After"] == "1"
         thread.join()
+        assert not server.desk.pendings, "nobody waits any more"
+        assert not any(server.desk.runs(move) for move in server.desk._moves), "and the policy need not answer"
     assert [error.status_code for error in answers] == [503]
 
 

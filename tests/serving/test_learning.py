@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serving.loopback import kept_port
 from trl_ext.agents.trajectory import read_trajectories
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +19,10 @@ WORKER = [sys.executable, "-c", "from trl_ext.cli import main; main()", "worker"
 SCRIPT = [sys.executable, str(Path(__file__).with_name("openai_agent.py"))]
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+@pytest.fixture
+def port():
+    with kept_port() as port:
+        yield port
 
 
 def players(kind, url):
@@ -49,8 +49,7 @@ def stop(running):
 
 
 @pytest.mark.full
-def test_workers_come_back_to_a_run_that_was_killed_and_is_resumed_from_its_checkpoint(tmp_path):
-    port = free_port()
+def test_workers_come_back_to_a_run_that_was_killed_and_is_resumed_from_its_checkpoint(tmp_path, port):
     url = f"http://127.0.0.1:{port}"
     options = ["--max_steps", "8", "--save_strategy", "steps", "--save_steps", "2", "--heldout_episodes", "0"]
     recipe = [sys.executable, str(ROOT / "recipes" / "agent.py"), "--serve", f"127.0.0.1:{port}", "--use_cpu", "true"]
@@ -77,9 +76,8 @@ def test_workers_come_back_to_a_run_that_was_killed_and_is_resumed_from_its_chec
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["workers", "openai"])
-def test_the_grid_world_is_learnt_from_episodes_that_are_played_elsewhere(kind, tmp_path):
+def test_the_grid_world_is_learnt_from_episodes_that_are_played_elsewhere(kind, tmp_path, port):
     """Four worker processes, or a script with the official client that knows nothing of trl-ext."""
-    port = free_port()
     url = f"http://127.0.0.1:{port}"
     recipe = [sys.executable, str(ROOT / "recipes" / "agent.py"), "--serve", f"127.0.0.1:{port}", "--use_cpu", "true"]
     running = []

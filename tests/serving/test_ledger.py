@@ -2,7 +2,7 @@ import contextlib
 import re
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
@@ -280,5 +280,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert all(ticket.state == "queued" for ticket in ledger.queue)
 
 
-AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 TestAnyOrder = AnyOrder.TestCase

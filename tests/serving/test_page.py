@@ -12,13 +12,14 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.serving.browsing import HOSTILE, TOO_FAINT, StagedDesk, Watched
-from tests.serving.loopback import reverse_proxy, serving
+from tests.serving.loopback import kept_port, reverse_proxy, serving
 from trl_ext.serving.app import create_app
 from trl_ext.serving.options import ServerOptions
 from trl_ext.serving.replies import EpisodeView, Failure, Point, Turn
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "a-token-of-the-tests"
+expect.set_options(timeout=60_000)  # the page asks once a second, on a machine that may stand still for some
 PHONE = {"width": 390, "height": 844}
 
 
@@ -166,6 +167,14 @@ def test_rows_that_look_the_same_stay_as_many_as_they_are(desk, address, page):
         expect(rows).to_have_count(2)
 
 
+def test_of_very_many_running_episodes_the_first_are_listed_and_all_counted(desk, address, page):
+    page.goto(address)
+    expect(page.locator("#running-title")).to_have_text("Running episodes")
+    desk.state.queues.running = 4096
+    expect(page.locator("#running-title")).to_have_text("Running episodes: the first 4 of 4,096")
+    expect(page.locator("#numbers")).to_contain_text("4,096")
+
+
 def test_a_long_text_is_cut_until_it_is_asked_for(desk, address, page):
     desk.episodes["7-live"] = an_episode(turns=[Turn(role="user", text="word " * 2000 + "the end")])
     page.goto(address + "#episode=7-live")
@@ -261,21 +270,22 @@ def test_a_token_is_asked_for_kept_for_the_tab_and_never_in_an_address(desk, pag
 
 def test_a_lost_server_is_said_and_found_again(desk, page):
     app = create_app(desk, ServerOptions())
-    with serving(app) as address:
-        page.goto(address)
-        expect(page.get_by_role("status")).to_have_text("live")
-    expect(page.get_by_role("status")).to_contain_text("lost connection, retrying")
-    desk.end("7-live")
-    with serving(app, port=int(address.rstrip("/").rpartition(":")[2])):
-        expect(page.get_by_role("status")).to_have_text("live")
-        expect(page.get_by_role("link", name="7-live")).to_be_visible()
+    with kept_port() as port:
+        with serving(app, port) as address:
+            page.goto(address)
+            expect(page.get_by_role("status")).to_have_text("live")
+        expect(page.get_by_role("status")).to_contain_text("lost connection, retrying")
+        desk.end("7-live")
+        with serving(app, port):
+            expect(page.get_by_role("status")).to_have_text("live")
+            expect(page.get_by_role("link", name="7-live")).to_be_visible()
 
 
 def test_a_server_that_answers_with_an_error_is_no_lost_connection(address, page):
     page.goto(address)
     expect(page.get_by_role("status")).to_have_text("live")
     page.route("**/status", lambda route: route.fulfill(status=429, json={"error": {"message": "too many requests"}}))
-    expect(page.get_by_role("status")).to_have_text("too many requests, retrying")
+    expect(page.get_by_role("status")).to_contain_text("too many requests, retrying")
     page.unroute("**/status")
     expect(page.get_by_role("status")).to_have_text("live")
 
@@ -300,4 +310,4 @@ def test_a_page_that_nobody_sees_asks_nothing(address, page):
     assert len(watched.requests) == asked
     page.evaluate(turn, False)
     expect(page.get_by_role("status")).to_have_text("live")
-    assert len(watched.requests) == asked + 1
+    assert len(watched.requests) > asked

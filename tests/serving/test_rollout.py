@@ -1,11 +1,12 @@
 import re
 import threading
+import time
 
 import pytest
 import torch
 
 from tests.agents.talk import ROWS, Faulty, Talk
-from tests.serving.playing import PLAY, play, remote_trainer, serving, trainer_of, workers
+from tests.serving.playing import PLAY, PatientStepper, play, remote_trainer, serving, trainer_of, until, workers
 from tests.trainers.training import load, weights
 from trl_ext.agents.rollout import environment_rollout
 from trl_ext.agents.trajectory import TrajectoryRecorder, read_trajectories
@@ -22,9 +23,9 @@ def fields(trajectory):
 
 def test_a_workers_episodes_are_those_of_the_rollout_in_process_token_for_token(tiny):
     """One worker with a place for each episode: the same batches, so the same random numbers and log-probs."""
-    here = play(trainer_of(tiny, environment_rollout(Talk, step_timeout=20.0, **PLAY)), ROWS.select(range(12)))
+    here = play(trainer_of(tiny, environment_rollout(Talk, step_timeout=300.0, **PLAY)), ROWS.select(range(12)))
     with serving() as server, workers(server):
-        there = play(remote_trainer(tiny, server, {"gather_seconds": 30.0}), ROWS.select(range(12)))
+        there = play(remote_trainer(tiny, server, {"gather_seconds": 300.0}), ROWS.select(range(12)))
     assert [fields(one) for one in there["trajectory"]] == [fields(one) for one in here["trajectory"]]
     for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "token_rewards"):
         assert there[name] == here[name]
@@ -43,7 +44,7 @@ def test_the_first_update_from_recorded_episodes_is_that_of_the_rollout_in_proce
         remote.train()
     recorded = read_trajectories(tmp_path)
     assert len(recorded) == 16
-    here = trainer_of(tiny, seeded_after(environment_rollout(Talk, step_timeout=20.0, **PLAY)), **options)
+    here = trainer_of(tiny, seeded_after(environment_rollout(Talk, step_timeout=300.0, **PLAY)), **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trl_ext.agents.rollout.sample", Replayed(recorded))
         here.train()
@@ -90,7 +91,7 @@ def test_many_workers_play_the_episodes_that_one_environment_plays_greedily(tiny
     """What an episode becomes does not depend on who plays it, beside which others, or when."""
     greedy = {"config_options": {"generation_kwargs": {"do_sample": False, "top_p": None, "top_k": None}}}
     here = play(
-        trainer_of(tiny, environment_rollout(Talk, step_timeout=20.0, **PLAY), **greedy), ROWS.select(range(24))
+        trainer_of(tiny, environment_rollout(Talk, step_timeout=300.0, **PLAY), **greedy), ROWS.select(range(24))
     )
     with serving() as server, workers(server, count=5, concurrency=2):
         there = play(remote_trainer(tiny, server, {"gather_seconds": 0.0}, **greedy), ROWS.select(range(24)))
@@ -100,7 +101,8 @@ def test_many_workers_play_the_episodes_that_one_environment_plays_greedily(tiny
 
 
 @pytest.mark.parametrize("max_failures", [2, 0.1])
-def test_too_many_failures_end_the_run_with_the_first_of_them(tiny, max_failures):
+def test_too_many_failures_end_the_run_with_the_first_of_them(tiny, max_failures, monkeypatch):
+    monkeypatch.setattr("trl_ext.serving.worker.Stepper", PatientStepper)
     with serving() as server, workers(server, Faulty, step_timeout=0.3):
         trainer = remote_trainer(tiny, server, {"max_failures": max_failures})
         with pytest.raises(
@@ -119,7 +121,7 @@ class Stuck(Talk):
 
     def step(self, action):
         if self.row == 3:
-            self.go.wait(20)
+            self.go.wait(300)
         return super().step(action)
 
     def reset(self, **row):
@@ -165,10 +167,19 @@ def test_with_a_policy_lag_an_episode_is_taken_by_a_later_rollout_that_asks_for_
 
 
 def test_an_episode_that_takes_too_long_has_failed(tiny, stuck):
-    with serving({"episode_timeout": 0.5}) as server, workers(server, stuck):
+    with serving({"episode_timeout": 500.0, "heartbeat": 1000.0}) as server, workers(server, stuck):
+        ledger, later = server.desk.ledger, 0.0
+        ledger.clock = lambda: time.monotonic() + later
+
+        def wait_long():
+            nonlocal later
+            until(lambda: ledger.counters.done == 4)
+            later = 501.0
+
+        threading.Thread(target=wait_long, daemon=True).start()
         output = play(remote_trainer(tiny, server), ROWS.select(range(5)))
         stuck.go.set()
-    assert output["trajectory"][3].failure == "turn 1: took longer than episode_timeout = 0.5 s"
+    assert output["trajectory"][3].failure == "turn 1: took longer than episode_timeout = 500 s"
     assert sum(one.failure is not None for one in output["trajectory"]) == 1
 
 

@@ -39,7 +39,7 @@ def server() -> Iterator[RolloutServer]:
 def _answer(desk: Desk, ended: threading.Event) -> None:
     tickets = desk.ask(ROWS, "sums", version=0)
     while not ended.is_set():
-        moves, _ = desk.collect(tickets, waiting=False, gather=0.0, timeout=0.05)
+        moves, _ = desk.collect(tickets, waiting=False, gather=0.0, timeout=0.05) or ([], [])
         pending = [move for move in moves if isinstance(move.message, Pending)]
         desk.say([(move, Said("3", "stop", 5, 1)) for move in pending])
 

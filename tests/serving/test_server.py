@@ -3,10 +3,8 @@ import contextlib
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,7 +14,7 @@ import websockets
 from websockets.asyncio.client import connect
 from websockets.sync.client import connect as connect_now
 
-from tests.serving.playing import serving
+from tests.serving.playing import serving, until
 from trl_ext.errors import ConfigError
 from trl_ext.serving import messages as protocol
 from trl_ext.serving.ledger import Rules
@@ -31,7 +29,10 @@ from trl_ext.serving.server import RolloutServer
 with RolloutServer(ServerOptions(port=0)) as server:
     print(server.port, flush=True)
     server.desk.ask([("row", {})], "env", 0)
-    time.sleep(60)
+    while not server.desk.pendings:
+        time.sleep(0.01)
+    print("asked", flush=True)
+    time.sleep(600)
 """
 
 
@@ -39,7 +40,7 @@ def address(server, name="w"):
     return server.url.replace("http", "ws") + f"/ws/{name}"
 
 
-def kinds(connection, seconds=10.0):
+def kinds(connection, seconds=60.0):
     """The types of the messages up to the connection's end."""
     said = []
     with contextlib.suppress(websockets.ConnectionClosed):
@@ -61,30 +62,36 @@ def test_a_signal_tells_workers_answers_who_waits_and_closes(number):
             )
             with connect_now(f"ws://127.0.0.1:{port}/ws/w") as worker:
                 worker.send(HELLO)
-                assert json.loads(worker.recv(timeout=10))["type"] == "welcome"
-
-                async def ask():
-                    return await asyncio.to_thread(_code, request)
+                assert json.loads(worker.recv(timeout=60))["type"] == "welcome"
 
                 async def both():
-                    asking = asyncio.create_task(ask())
-                    await asyncio.sleep(0.5)
+                    asking = asyncio.create_task(asyncio.to_thread(_code, request))
+                    await asyncio.to_thread(program.stdout.readline)  # that somebody waits for the policy
                     program.send_signal(number)
                     return await asking
 
                 assert asyncio.run(both()) == 503
                 assert kinds(worker) == ["lease", "stopping"]
-            assert program.wait(20) == (143 if number == signal.SIGTERM else -signal.SIGINT)
+            assert program.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGINT)
         finally:
             program.kill()
 
 
 def _code(request):
     try:
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             return reply.status
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def test_a_server_that_was_closed_can_be_started_again():
+    server = RolloutServer(ServerOptions(port=0))
+    for _ in range(2):
+        with server, connect_now(address(server)) as worker:
+            worker.send(HELLO)
+            assert json.loads(worker.recv(timeout=60))["type"] == "welcome"
+            assert _code(urllib.request.Request(server.url + "/status")) == 200
 
 
 def test_an_address_that_is_taken_is_refused():
@@ -92,37 +99,26 @@ def test_an_address_that_is_taken_is_refused():
         RolloutServer(ServerOptions(port=server.port), Rules()).start()
 
 
-def test_a_client_that_sends_its_headers_slowly_is_cut_off_and_others_are_served():
-    with serving(read_timeout=0.3) as server:
-        slow = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(20)]
-        for connection in slow:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: local")
-        assert _code(urllib.request.Request(server.url + "/health")) == 200
-        for connection in slow:
-            with contextlib.suppress(ConnectionResetError):
-                assert connection.recv(100) == b""
-            connection.close()
-
-
 def test_a_second_worker_of_a_name_takes_the_place_of_the_first():
     with serving() as server:
         server.desk.ask([("row", {})], "env", 0)
         with connect_now(address(server)) as first:
             first.send(HELLO)
-            assert json.loads(first.recv(timeout=10))["type"] == "welcome"
+            assert json.loads(first.recv(timeout=60))["type"] == "welcome"
             with connect_now(address(server)) as second:
                 second.send(HELLO)
                 assert kinds(first)[0] == "lease"
-                assert [json.loads(second.recv(timeout=10))["type"] for _ in range(2)] == ["welcome", "lease"]
+                assert [json.loads(second.recv(timeout=60))["type"] for _ in range(2)] == ["welcome", "lease"]
                 assert list(server.desk.ledger.holders) == ["w"]
-        (ticket,) = [*server.desk.ledger.running.values(), *server.desk.ledger.queue]
+        with server.desk.changed:
+            (ticket,) = [*server.desk.ledger.running.values(), *server.desk.ledger.queue]
         assert ticket.attempt >= 2
 
 
 def test_a_worker_too_many_is_told_to_come_later():
     with serving(max_workers=1) as server, connect_now(address(server)) as first:
         first.send(HELLO)
-        first.recv(timeout=10)
+        first.recv(timeout=60)
         with connect_now(address(server, "v")) as second:
             second.send(HELLO)
             assert kinds(second) == ["refused"]
@@ -153,9 +149,9 @@ def test_many_connections_come_and_go_and_leave_nothing_behind():
     with serving() as server:
         server.desk.ask([(f"row {n}", {}) for n in range(10)], "env", 0)
         asyncio.run(all_of_them(server))
-        end = time.monotonic() + 10
-        while server.desk.ledger.holders and time.monotonic() < end:
-            time.sleep(0.02)
+        until(
+            lambda: not server._uvicorn.server_state.tasks
+        )  # what was said last may be read after its sender has gone
         assert not server.desk.ledger.holders
         assert not server.desk._links
         assert len(server.desk.ledger.queue) + server.desk.ledger.counters.failed == 10

@@ -36,6 +36,7 @@ class Desk(Protocol):
     def episode(self, id: str) -> EpisodeView | None: ...
     def count_refused(self, status: int) -> None: ...
     def claim(self, request: ClaimRequest) -> Claim: ...
+    def alive(self, lease: str) -> None: ...
     def result(self, lease: str, request: ResultRequest) -> ResultReply: ...
     async def complete(self, lease: str | None, request: ChatRequest) -> ChatCompletion: ...
     async def serve_worker(self, socket: WebSocket, client_id: str) -> None: ...
@@ -100,9 +101,14 @@ def _add_views(app: FastAPI, desk: Desk) -> None:
 
 def _add_play(app: FastAPI, desk: Desk, options: ServerOptions) -> None:
     @app.get("/v1/models")
-    @app.get("/episodes/{lease}/v1/models", include_in_schema=False)
     async def models() -> ModelList:
         return ModelList(data=[Model(id=desk.model)])
+
+    @app.get("/episodes/{lease}/v1/models")
+    async def models_of_episode(lease: Id) -> ModelList:
+        """A client's way to say that its agent is busy with the episode."""
+        desk.alive(lease)
+        return await models()
 
     @app.post("/v1/chat/completions")
     async def complete(request: ChatRequest) -> ChatCompletion:

@@ -34,7 +34,7 @@ def add_worker(commands: Any) -> None:
     parser.add_argument("--env_options", default="{}", metavar="JSON", help="options of the environment, as JSON")
     parser.add_argument("--concurrency", type=int, default=1, help="episodes at a time (default: %(default)s)")
     parser.add_argument("--name", help="as the server's page shows it (default: of this machine and process)")
-    parser.add_argument("--token", default=os.environ.get("TRL_EXT_TOKEN"), help="of the server")
+    parser.add_argument("--token", default=os.environ.get("TRL_EXT_TOKEN") or None, help="of the server")
     parser.add_argument("--step_timeout", type=float, default=60, help="seconds for a step (default: %(default)s)")
     parser.add_argument("--give_up", type=float, metavar="SECONDS", help="without a server (default: never)")
     parser.set_defaults(run=_run)

@@ -73,6 +73,7 @@ class Desk:
         self.stopping = self.in_rollout = False
         self.pendings: set[Pending] = set()  # requests for a completion
         self.completions = self.tokens = self.last_batch = 0
+        self._first: float | None = None  # when the first of what the policy has to do came
         self._links: dict[str, Link] = {}
         self._moves: deque[Move] = deque()
         self._outbox: deque[tuple[Callable[[Any], None], Any]] = deque()
@@ -89,24 +90,25 @@ class Desk:
 
     def collect(
         self, tickets: Sequence[Ticket], waiting: bool, gather: float, timeout: float
-    ) -> tuple[list[Move], list[Ticket]]:
-        """What came, and the tickets that ended, since the last call.
+    ) -> tuple[list[Move], list[Ticket]] | None:
+        """What came, and the tickets that ended, since it was last given out.
 
         Returns as soon as the policy has something to do (`waiting`: it has already) and either every agent waits for
-        it or `gather` seconds have passed; or when all `tickets` have ended; or after `timeout` seconds.
+        it or `gather` seconds have passed since; or when all `tickets` have ended. None: after `timeout` seconds it has
+        not come to that.
         """
-        end, first = time.monotonic() + timeout, None
+        end = time.monotonic() + timeout
         with self.changed:
             while any(ticket.open for ticket in tickets):
                 now = time.monotonic()
                 if waiting or self._moves or self.ledger.ended:
-                    first = first or now
+                    self._first = self._first or now
                     acting = any(ticket.waits_for == "agent" for ticket in self.ledger.running.values())
-                    if not acting or now >= first + gather:
+                    if not acting or now >= self._first + gather:
                         break
                 if now >= end:
-                    break
-                self.changed.wait((min(end, first + gather) if first else end) - now)
+                    return None
+                self.changed.wait((min(end, self._first + gather) if self._first else end) - now)
             return self._taken()
 
     def say(self, turns: Sequence[tuple[Move, Said]]) -> None:
@@ -114,9 +116,9 @@ class Desk:
         with self.changed:
             for move, said in turns:
                 self.tokens += said.tokens
+                if not self.runs(move):
+                    continue
                 if move.ticket is not None:
-                    if not self.runs(move):
-                        continue
                     self.ledger.acted(move.ticket)
                 if isinstance(move.message, Pending):
                     self.resolve(move.message, move.message.completion(said, self.model))
@@ -128,7 +130,7 @@ class Desk:
     def close(self, move: Move, reason: str, code: str) -> None:
         """The policy has no room for a turn. A worker's episode ends; an agent is told so, and may say how it ended."""
         with self.changed:
-            if move.ticket is not None and not self.runs(move):
+            if not self.runs(move):
                 return
             if isinstance(move.message, Pending):
                 refusal = Refusal(400, reason, code)
@@ -153,7 +155,7 @@ class Desk:
 
     def runs(self, move: Move) -> bool:
         """Whether somebody still waits for the policy's turn."""
-        return move.ticket is None or move.lease in self.ledger.running
+        return move.message in self.pendings if move.ticket is None else move.lease in self.ledger.running
 
     def show(self, ticket: Ticket, trajectory: Trajectory) -> None:
         """Put up an episode that ended."""
@@ -191,7 +193,8 @@ class Desk:
             self.ledger.join(link.id, hello.environments, hello.concurrency)
             self.settle()  # what the old one had is over for it alone
             self._links[link.id] = link
-            link.put(protocol.Welcome(run=self.run, heartbeat=self.ledger.rules.heartbeat))
+            rules, most = self.ledger.rules, self.options.max_message
+            link.put(protocol.Welcome(run=self.run, heartbeat=rules.heartbeat, max_message=most))
             self.settle(dispatch=True)
             if not self.ledger.holders[link.id].tickets:
                 link.put(protocol.Wait(reason="there is no episode to play now"))
@@ -213,10 +216,9 @@ class Desk:
             self.ledger.heard(link.id)
             try:
                 self._take(link.id, message)
-            except DuplicateError:
-                return None
-            except StaleError as error:
-                link.put(protocol.Over(lease=message.lease, reason=str(error)))
+            except (DuplicateError, StaleError) as error:
+                if message.lease not in self.ledger.running or isinstance(error, StaleError):
+                    link.put(protocol.Over(lease=message.lease, reason=str(error)))  # it may play what was said twice
             except OrderError as error:
                 self.ledger.counters.garbage += 1
                 return str(error)
@@ -251,15 +253,17 @@ class Desk:
                 self._outbox.append((self._links.pop(id).put, None))  # it was silent; it may connect again
                 self.settle()
 
-    def stop(self) -> None:
-        """Tell everybody that the server is about to close."""
+    def stop(self, seconds: float) -> None:
+        """Tell everybody that the server is about to close. Returns when workers have been told, or after `seconds`."""
         with self.changed:
             self.stopping = True
             for id in self._links:
                 self.send(id, protocol.Stopping())
+                self.send(id, None)
             for pending in list(self.pendings):
                 self.resolve(pending, Refusal(503, "the server is stopping", "stopping", 5))
             self.settle()
+            self.changed.wait_for(lambda: self.loop is None or not self._links, seconds)
 
     def count_refused(self, status: int) -> None:
         with self.changed:
@@ -325,7 +329,7 @@ class Desk:
     def _taken(self) -> tuple[list[Move], list[Ticket]]:
         moves, ended = list(self._moves), self.ledger.ended
         self._moves.clear()
-        self.ledger.ended = []
+        self.ledger.ended, self._first = [], None
         return moves, ended
 
     def _flush(self) -> None:

@@ -58,7 +58,19 @@ class HttpAgents:
             async with asyncio.timeout(self.desk.options.request_timeout):
                 return await asyncio.shield(ready.future)
         except TimeoutError:
+            if lease is None:  # an episode's waits for the same request once more; nobody comes back for this one
+                with self.desk.changed:
+                    self.desk.pendings.discard(ready)
             raise Refusal(503, "the policy is busy: ask again", "timeout", 1) from None
+
+    def alive(self, lease: str) -> None:
+        """An agent says that it is busy.
+
+        Raises:
+            Refusal: the lease is over.
+        """
+        with self.desk.changed:
+            self.desk.ledger.alive(self._held(lease)[0])
 
     def result(self, lease: str, request: protocol.ResultRequest) -> protocol.ResultReply:
         """How an agent's episode ended.
@@ -75,6 +87,10 @@ class HttpAgents:
                     return protocol.ResultReply(counted=False)
                 raise
             _check_result(ticket, talk, request)
+            if request.returned:
+                desk.ledger.release(ticket, f"{ticket.player} gave it back")
+                desk.settle(dispatch=True)
+                return protocol.ResultReply(counted=False)
             if request.failure is not None:
                 desk.ledger.failed(ticket, request.failure)
             else:
@@ -134,10 +150,13 @@ class HttpAgents:
 
 
 def _check_result(ticket: Ticket, talk: Talk, request: protocol.ResultRequest) -> None:
+    given = sum(value is not None for value in (request.reward, request.rewards, request.failure))
+    if given + request.returned != 1:
+        raise Refusal(400, "give one of reward, rewards, failure and returned", "invalid")
+    if request.returned:
+        return
     if talk.pending is not None:
         raise Refusal(409, "a request of this episode waits for the policy", "one_at_a_time")
-    if sum(value is not None for value in (request.reward, request.rewards, request.failure)) != 1:
-        raise Refusal(400, "give one of reward, rewards and failure", "invalid")
     if request.failure is None and ticket.turn == 0 and talk.closed is None:
         raise Refusal(400, "the policy had no turn in this episode: give a failure, not a reward", "no_turn")
     if request.rewards is not None and len(request.rewards) != ticket.turn:

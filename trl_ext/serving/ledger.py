@@ -21,7 +21,8 @@ class Rules:
 
     Args:
         heartbeat: seconds between two signs of life of a worker on a socket; after three without it has gone.
-        silence: seconds between two requests of an agent that plays by HTTP, before it has gone.
+        silence: seconds between two requests of an agent that plays by HTTP, before it has gone. Slow agents take long
+            for a turn, and whether a connection is open says nothing of them: it is no shorter than they need.
         episode_timeout: seconds that an episode may take, not counting its waits for the policy. Then it has failed.
         max_attempts: workers that may be lost over an episode. Then it has failed.
         max_policy_lag: by how many versions the policy may have gone on since an episode began. 0: what a rollout did
@@ -254,6 +255,10 @@ class Ledger:
     def hand_back(self, ticket: Ticket) -> None:
         """The policy cannot have its turn."""
         self._pass(ticket, "agent")
+
+    def alive(self, ticket: Ticket) -> None:
+        """Who has the turn is still busy with it."""
+        self._pass(ticket, ticket.waits_for)
 
     def finish(self, ticket: Ticket) -> None:
         """The episode has ended as it should."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, TypeAdapter
 
 PROTOCOL = 1
+MOST_EPISODES = 10_000  # of a worker, at a time
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
@@ -38,7 +39,7 @@ class Hello(_Message):
     type: Literal["hello"] = "hello"
     protocol: int
     environments: Annotated[list[Name], Field(max_length=100)] = []
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1
+    concurrency: Annotated[int, Field(ge=1, le=MOST_EPISODES)] = 1
 
 
 class Opened(_Message):
@@ -92,12 +93,16 @@ from_worker: TypeAdapter[Any] = TypeAdapter(FromWorker)
 
 
 class Welcome(_Message):
-    """`heartbeat`: the seconds between two heartbeats; a worker that is silent for three of them has gone."""
+    """`heartbeat`: the seconds between two heartbeats; a worker that is silent for three of them has gone.
+
+    `max_message`: the bytes that a message of the worker may have.
+    """
 
     type: Literal["welcome"] = "welcome"
     protocol: int = PROTOCOL
     run: str
     heartbeat: float
+    max_message: int
 
 
 class Lease(_Message):
@@ -173,7 +178,8 @@ class Claim(BaseModel):
 class ResultRequest(BaseModel):
     """How an episode ended. `rewards`, if given, has one for each turn of the policy, and `reward` is left out.
 
-    `failure`: it cannot be scored, and is left out of the training. `metrics` are averaged in the log.
+    `failure`: it cannot be scored, and is left out of the training. `returned`: the agent cannot go on with it, another
+    may play it. `metrics` are averaged in the log.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -183,9 +189,10 @@ class ResultRequest(BaseModel):
     success: bool | None = None
     metrics: Annotated[dict[Name, FiniteFloat], Field(max_length=100)] = {}
     failure: Text | None = None
+    returned: bool = False
 
 
 class ResultReply(BaseModel):
-    """`counted`: False for a result that came before."""
+    """`counted`: False for a result that came before, and for an episode that was given back."""
 
     counted: bool

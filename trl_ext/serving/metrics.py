@@ -19,7 +19,7 @@ def prometheus_text(status: Status) -> str:
     gauges: dict[str, tuple[float | None, str]] = {
         "trl_ext_policy_version": (status.policy.version, "the trainer's step"),
         "trl_ext_workers": (len(status.workers), "workers and agents"),
-        "trl_ext_episodes_running": (len(status.running), "episodes that are played"),
+        "trl_ext_episodes_running": (status.queues.running, "episodes that are played"),
         "trl_ext_episodes_queued": (status.queues.episodes, "episodes that wait for a worker"),
         "trl_ext_completions_waiting": (status.queues.completions, "turns that wait for the policy"),
         "trl_ext_reward": (train[-1].reward if train else None, "mean reward of the last rollout"),

@@ -48,8 +48,8 @@ class ServerOptions:
         for name in ("max_waiting", "max_workers", "max_message", "rate", "burst", "read_timeout", "request_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be greater than 0")
-        if self.token is not None and (len(self.token) < 8 or not self.token.isascii() or not self.token.isprintable()):
-            raise ConfigError("token: must have at least 8 printable ASCII characters")
+        if self.token is not None:
+            check_token(self.token)
         if self.token is None and not self.loopback:
             raise ConfigError(f"host = {self.host!r}: a server that others can reach needs a token")
         for url in filter(None, (self.public_url, *self.allowed_origins)):
@@ -65,3 +65,12 @@ class ServerOptions:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def check_token(token: str) -> None:
+    """
+    Raises:
+        ConfigError: it is easy to guess, or cannot be sent as a header.
+    """
+    if len(token) < 8 or not token.isascii() or not token.isprintable():
+        raise ConfigError("token: must have at least 8 printable ASCII characters")

@@ -47,8 +47,9 @@ class WorkerView(BaseModel):
 
 class Queues(BaseModel):
     episodes: int = Field(description="episodes that no worker has taken yet")
+    running: int = Field(description="episodes that are played")
     completions: int = Field(description="turns that wait for the policy")
-    completions_limit: int = Field(description="how many of them may wait")
+    completions_limit: int = Field(description="how many requests by HTTP may wait")
 
 
 class RunningEpisode(BaseModel):
@@ -115,7 +116,7 @@ class Point(BaseModel):
 
 
 class Status(BaseModel):
-    """`/status`. Lists have the newest first, `series` the oldest."""
+    """`/status`. Lists have the newest first, `running` and `series` the oldest."""
 
     run: str = Field(description="another one after each start of the server")
     protocol: int
@@ -125,7 +126,7 @@ class Status(BaseModel):
     policy: Policy
     workers: list[WorkerView]
     queues: Queues
-    running: list[RunningEpisode]
+    running: list[RunningEpisode] = Field(description="those that were taken first, at most 200")
     counters: Counters
     finished: list[FinishedEpisode]
     failures: list[Failure]

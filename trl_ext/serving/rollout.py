@@ -154,7 +154,8 @@ class _Table:
     def round(self, bar: Any) -> tuple[list[list[int]], int] | None:
         """What the policy has to continue, and by how many tokens at most. None: the rollout is over."""
         waiting = self.rollout._waiting
-        self._take_all(*self.desk.collect(self.tickets, bool(waiting), self.rollout.gather_seconds, BEAT_SECONDS))
+        came = self.desk.collect(self.tickets, bool(waiting), self.rollout.gather_seconds, BEAT_SECONDS)
+        self._take_all(*(came or ([], [])))
         over = [ticket.result for ticket in self.tickets if ticket.result is not None]
         show(bar, over)
         self._look_for_workers()
@@ -164,7 +165,7 @@ class _Table:
             waiting[:] = [(move, episode) for move, episode in waiting if self.desk.runs(move)]
         waiting.sort(key=lambda pair: pair[0].ticket.number if pair[0].ticket else math.inf)
         episodes = [episode for _, episode in waiting]
-        if not episodes:
+        if came is None or not episodes:
             return [], 0
         limit = min(max(one.turn_room for one in episodes), *(one.context_left for one in episodes))
         return [episode.ids for episode in episodes], limit

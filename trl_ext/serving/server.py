@@ -30,7 +30,7 @@ from trl_ext.serving.worker_socket import WorkerSocket
 SWEEP_SECONDS = 0.25
 CONNECTIONS = 8192  # open at a time, waiting and idle ones too
 BACKLOG = 1024
-GOODBYE_SECONDS = 0.5  # for workers to read that the server stops
+GOODBYE_SECONDS = 2.0  # at most, for workers to be told that the server stops
 START_SECONDS = 30.0
 
 
@@ -67,7 +67,7 @@ class RolloutServer:
         return f"http://{host}:{self.port}"
 
     def start(self) -> None:
-        """Listen, in the main process.
+        """Listen, in the main process; again, after `close`.
 
         Raises:
             ConfigError: the address cannot be listened to.
@@ -85,6 +85,8 @@ class RolloutServer:
             listener.close()
             raise ConfigError(f"{self.options.host}:{self.options.port} cannot be served: {error.strerror}") from None
         self.port = listener.getsockname()[1]
+        self.desk.stopping = False
+        self._ready.clear()
         floor = Floor(self.desk)
         config = uvicorn.Config(
             create_app(floor, self.options, self._life),
@@ -110,8 +112,7 @@ class RolloutServer:
         """Tell workers and agents that the server stops, and close. It can be called again."""
         if self._thread is None or self._uvicorn is None:
             return
-        self.desk.stop()
-        self._thread.join(GOODBYE_SECONDS)
+        self.desk.stop(GOODBYE_SECONDS)
         self._uvicorn.should_exit = True
         self._thread.join()
         self._thread = None
@@ -184,6 +185,9 @@ class Floor:
 
     def claim(self, request: ClaimRequest) -> Claim:
         return self.agents.claim(request)
+
+    def alive(self, lease: str) -> None:
+        self.agents.alive(lease)
 
     def result(self, lease: str, request: ResultRequest) -> ResultReply:
         return self.agents.result(lease, request)

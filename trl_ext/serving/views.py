@@ -1,6 +1,7 @@
 """What the desk looks like at this moment, as `/status` and `/episodes/{id}` say it."""
 
 import time
+from itertools import islice
 
 from trl_ext.agents.trajectory import Trajectory
 from trl_ext.serving.board import running_view, view_of
@@ -8,6 +9,8 @@ from trl_ext.serving.desk import Desk
 from trl_ext.serving.ledger import HTTP, Holder
 from trl_ext.serving.messages import PROTOCOL
 from trl_ext.serving.replies import EpisodeView, Policy, Queues, Status, WorkerView
+
+RUNNING = 200  # episodes that the status lists: those that were taken first
 
 
 def status_of(desk: Desk) -> Status:
@@ -30,10 +33,12 @@ def status_of(desk: Desk) -> Status:
             workers=[_worker(holder, now) for holder in ledger.holders.values()],
             queues=Queues(
                 episodes=len(ledger.queue),
-                completions=sum(ticket.waits_for == "policy" for ticket in ledger.running.values()),
+                running=len(ledger.running),
+                completions=sum(ticket.waits_for == "policy" for ticket in ledger.running.values())
+                + sum(pending.talk is None for pending in desk.pendings),
                 completions_limit=desk.options.max_waiting,
             ),
-            running=[running_view(ticket, now - ticket.taken) for ticket in ledger.running.values()],
+            running=[running_view(one, now - one.taken) for one in islice(ledger.running.values(), RUNNING)],
             counters=ledger.counters.model_copy(),
             finished=list(desk.board.finished),
             failures=list(desk.board.failures),

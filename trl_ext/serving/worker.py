@@ -6,18 +6,22 @@ import logging
 import math
 import os
 import random
+import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from trl_ext.agents.environment import Environment, Messages, Step, as_messages, begin, take_turn
 from trl_ext.agents.stepping import Stepper
-from trl_ext.errors import ConfigError, ServerError
+from trl_ext.errors import ConfigError, EnvironmentStepError, ServerError
 from trl_ext.serving import messages as protocol
+from trl_ext.serving.options import check_token
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +35,13 @@ class Worker:
     An episode belongs to its connection: what was played when it was lost is begun anew by whoever gets it next.
 
     Args:
-        server: `http://HOST:PORT`, or https, ws, wss.
+        server: `http://HOST:PORT`, or https, ws, wss; with the path that a reverse proxy has it under.
         env_factory: makes an environment; each is used for one episode at a time, and again unless it failed.
         environments: the names of the episodes that it plays; none: all.
         concurrency: episodes at a time.
         token: of the server.
-        name: as the server's page shows it, and unique; default: of this machine and process.
+        name: as the server's page shows it, and unique; default: of this machine and process, and a few random letters,
+            because containers share both.
         step_timeout: seconds for each call of an environment; then its episode has failed.
         give_up: seconds without a server after which it gives up; None: never.
 
@@ -54,21 +59,25 @@ class Worker:
         name: str | None = None,
         step_timeout: float | None = 60.0,
         give_up: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        if concurrency < 1:
-            raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
+        if not 1 <= concurrency <= protocol.MOST_EPISODES:
+            raise ConfigError(f"concurrency = {concurrency}: must be from 1 to {protocol.MOST_EPISODES}")
         if step_timeout is not None and not step_timeout > 0:
             raise ConfigError(f"step_timeout = {step_timeout}: must be greater than 0 (seconds), or None")
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        if token is not None:
+            check_token(token)
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.url = f"{_socket_address(server)}/ws/{self.name}"
         self.env_factory, self.environments, self.concurrency = env_factory, tuple(environments), concurrency
-        self.token, self.give_up = token, give_up
+        self.token, self.give_up, self.clock = token, give_up, clock
         self.played = 0
         self._stepper = Stepper(concurrency, step_timeout)
         self._idle: list[Environment] = []
         self._plays: dict[str, _Play] = {}
         self._connection: ClientConnection | None = None
-        self._welcome = self._draining = False
+        self._welcome: protocol.Welcome | None = None
+        self._draining = False
 
     async def run(self) -> None:
         """Play until `drain`.
@@ -76,8 +85,13 @@ class Worker:
         Raises:
             ServerError: the server refuses this worker, or there was none for `give_up` seconds.
         """
-        loop = asyncio.get_running_loop()
-        pause, since = FIRST_PAUSE, loop.time()
+        try:
+            await self._play_until_drained()
+        finally:
+            self.close()
+
+    async def _play_until_drained(self) -> None:
+        pause, since = FIRST_PAUSE, self.clock()
         while not self._draining:
             try:
                 headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
@@ -85,37 +99,38 @@ class Worker:
                     await self._serve(connection)
             except websockets.InvalidStatus as error:
                 if error.response.status_code in _REFUSED:
+                    what = "token" if error.response.status_code == 401 else "address"
                     raise ServerError(
-                        f"{self.url}: refused with {error.response.status_code}: is the token right?"
+                        f"{self.url}: refused with {error.response.status_code}: is the {what} right?"
                     ) from None
                 logger.info("%s: %s", self.url, error)
             except (OSError, TimeoutError, websockets.WebSocketException) as error:
                 logger.info("%s: %s", self.url, error or type(error).__name__)
             if self._draining:
                 break
-            if self._welcome:
-                pause, since, self._welcome = FIRST_PAUSE, loop.time(), False
-            if self.give_up is not None and loop.time() - since > self.give_up:
+            if self._welcome is not None:
+                pause, since, self._welcome = FIRST_PAUSE, self.clock(), None
+            if self.give_up is not None and self.clock() - since > self.give_up:
                 raise ServerError(f"{self.url}: no server for {self.give_up:g} s")
             await self._sleep(pause * random.uniform(0.5, 1.0))  # a thousand workers do not come back all at once
             pause = min(2 * pause, LONGEST_PAUSE)
-        self.close()
 
     def drain(self) -> None:
         """End the episodes that are played, and stop. Called again, it gives them back and stops at once."""
         again, self._draining = self._draining, True
         if again or not self._plays:
+            leases = list(self._plays)
             for play in self._plays.values():
                 play.task.cancel()
-            self._later(self._leave(give_back=again))
+            self._later(self._leave(leases))
         else:
             self._later(self._say(protocol.Draining()))
 
     def close(self) -> None:
         """Close the environments."""
-        for environment in self._idle:
-            environment.close()
-        self._idle.clear()
+        while self._idle:
+            with contextlib.suppress(Exception):
+                self._idle.pop().close()
 
     async def _serve(self, connection: ClientConnection) -> None:
         if self._draining:  # it was told so while it connected
@@ -130,7 +145,7 @@ class Worker:
             async for text in connection:
                 message = _parsed(text)
                 if isinstance(message, protocol.Welcome):
-                    self._welcome = True
+                    self._welcome = message
                     logger.info("%s: connected as %s", self.url, self.name)
                     beating = beating or asyncio.create_task(self._beat(message.heartbeat))
                 elif isinstance(message, protocol.Lease):
@@ -194,6 +209,7 @@ class Worker:
 
     async def _fail(self, lease: protocol.Lease, error: Exception) -> None:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        text = text.encode("utf-8", "backslashreplace").decode()  # names of files may have half characters
         logger.warning("%s: %s", lease.lease, text)
         with contextlib.suppress(OSError, websockets.WebSocketException):
             await self._say(protocol.Failed(lease=lease.lease, error=text))
@@ -204,15 +220,23 @@ class Worker:
             await self._say(protocol.Heartbeat())
 
     async def _say(self, message: Any) -> None:
+        """
+        Raises:
+            EnvironmentStepError: the message is longer than the server takes. It would close the connection, and what
+                else is played would be lost too.
+        """
         if self._connection is not None:
-            await self._connection.send(message.model_dump_json())
+            text = message.model_dump_json()
+            size, most = len(text.encode()), self._welcome.max_message if self._welcome is not None else math.inf
+            if size > most:
+                raise EnvironmentStepError(f"a message of {size} bytes: the server takes {most} (max_message)")
+            await self._connection.send(text)
 
-    async def _leave(self, give_back: bool = False) -> None:
+    async def _leave(self, give_back: Sequence[str] = ()) -> None:
         connection = self._connection
         if connection is not None:
-            if give_back:
-                for lease in list(self._plays):
-                    await self._say(protocol.Returned(lease=lease))
+            for lease in give_back:
+                await self._say(protocol.Returned(lease=lease))
             await connection.close()
 
     async def _sleep(self, seconds: float) -> None:
@@ -289,8 +313,12 @@ def _socket_address(server: str) -> str:
     Raises:
         ConfigError: it is no address.
     """
-    scheme, separator, rest = server.rstrip("/").partition("://")
     schemes = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
-    if not separator or scheme not in schemes or not rest:
+    try:
+        parts = urlsplit(server)
+        known = parts.scheme in schemes and parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:  # a port that is none
+        known = False
+    if not known:
         raise ConfigError(f"--server {server!r}: must be an address such as http://HOST:8000")
-    return f"{schemes[scheme]}://{rest}"
+    return f"{schemes[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}"

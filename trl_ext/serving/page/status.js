@@ -19,7 +19,7 @@ export function drawStatus(status, opened) {
   const lastOf = (name) => score(trained.findLast((point) => point[name] !== null)?.[name]);
   list(byId("numbers"), [
     ["workers", count(workers.length)],
-    [`running of ${count(sum(workers, "concurrency"))}`, count(sum(workers, "running"))],
+    [`running of ${count(sum(workers, "concurrency"))}`, count(queues.running)],
     ["queued episodes", count(queues.episodes)],
     ["waiting turns", count(queues.completions), queues.completions >= queues.completions_limit ? "warn" : ""],
     ["episodes/s", score(episodesRate)],
@@ -51,7 +51,7 @@ export function drawStatus(status, opened) {
   ].map(([name, value]) => [name, count(value)]));
 }
 
-function drawTables({ now, finished, workers, running, failures }, opened) {
+function drawTables({ now, finished, workers, queues, running, failures }, opened) {
   table(byId("finished"), [
     { name: "episode", classes: "name", cell: ({ id }) => id, link },
     { name: "outcome", cell: outcome },
@@ -62,6 +62,8 @@ function drawTables({ now, finished, workers, running, failures }, opened) {
     { name: "worker", classes: "name minor", cell: ({ worker }) => worker },
     { name: "row", classes: "name minor", cell: ({ row }) => row },
   ], finished, ({ id }) => id, "No episode has ended yet.", opened);
+  const all = queues.running > running.length ? `: the first ${count(running.length)} of ${count(queues.running)}` : "";
+  write(byId("running-title"), `Running episodes${all}`);
   table(byId("running"), [
     { name: "episode", classes: "name", cell: ({ id }) => id, link },
     { name: "turn", classes: "number", cell: ({ turn }) => count(turn) },
