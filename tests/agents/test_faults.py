@@ -55,7 +55,7 @@ class Judge:
 
 
 @pytest.mark.slow
-def test_training_goes_on_and_what_is_scored_is_scored_right(tiny, tmp_path, caplog):
+def test_training_goes_on_and_what_is_scored_is_scored_right(tiny, tmp_path, caplog, patient):
     """Two batches of 25 goals, 2 episodes each: all kinds of faults are in them."""
     trainer_class, config_class = TRAINERS["CISPO"]
     batches = []
@@ -71,14 +71,13 @@ def test_training_goes_on_and_what_is_scored_is_scored_right(tiny, tmp_path, cap
     ruler = make_reward(
         {"type": "ruler", "model": "m", "base_url": server.url, "timeout": 2.0, "retries": 0, "concurrency": 4}
     )
-    TRAINERS["Kept"] = (Kept, config_class)
     options = {"num_generations": 2, "per_device_train_batch_size": 50, "max_steps": 2, "shuffle_dataset": False}
     trainer = trainer_for(
         tiny,
-        "Kept",
+        (Kept, config_class),
         environment=Judged,
         rows=ROWS.select(range(50)),
-        rollout={"step_timeout": 1.0, "recorder": TrajectoryRecorder(tmp_path, ["jsonl"])},
+        rollout={"step_timeout": 0.2, "recorder": TrajectoryRecorder(tmp_path, ["jsonl"])},
         reward_funcs=[environment_reward, ruler],
         config_options=options,
     )
@@ -86,7 +85,6 @@ def test_training_goes_on_and_what_is_scored_is_scored_right(tiny, tmp_path, cap
         trainer.train()
     finally:
         server.close()
-        TRAINERS.pop("Kept")
 
     assert trainer.state.global_step == 2
     played = [

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from trl_ext.agents.environment import Step, as_messages
+from trl_ext.agents.environment import Step, as_messages, encodable
 from trl_ext.errors import ConfigError, DatasetError
 
 Format = Literal["jsonl", "parquet"]
@@ -147,7 +147,8 @@ def write_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> 
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         if path.suffix == ".jsonl":
-            part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            part.write_text(lines, encoding="utf-8", errors="backslashreplace")  # half an emoji, as JSON writes it
         elif path.suffix == ".parquet":
             table = pd.DataFrame([row | {name: json.dumps(row[name]) for name in _FREE_FORM} for row in rows])
             table.to_parquet(part, index=False)
@@ -218,6 +219,16 @@ def content_text(message: dict[str, Any]) -> str:
     return str(content or "")
 
 
+def failure_text(error: BaseException) -> str:
+    """An exception in one line of text that any file can hold."""
+    return encodable(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+
+
+def successes(played: Sequence[Trajectory]) -> list[bool]:
+    """Which of the episodes succeeded: where one says that it did or did not, no word of it is none. Else nothing."""
+    return [bool(one.success) for one in played] if any(one.success is not None for one in played) else []
+
+
 def json_columns(row: dict[str, Any]) -> dict[str, Any]:
     """The columns of a dataset's row that JSON can hold, without the prompt."""
 
@@ -237,7 +248,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             table = pd.read_parquet(path)
             rows = [{str(name): _plain(value) for name, value in row.items()} for row in table.to_dict("records")]
             return [row | {name: json.loads(row[name]) for name in _FREE_FORM if name in row} for row in rows]
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:  # `splitlines` would split at characters that stand in a text, too
+            return [json.loads(line) for line in file if line.strip()]
     except (OSError, ValueError) as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from None
 

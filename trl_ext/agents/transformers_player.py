@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trl_ext.agents.players import Episode, Player
+from trl_ext.agents.stepping import settle
 from trl_ext.errors import ConfigError, ModelNotFoundError
 
 
@@ -63,8 +64,8 @@ class TransformersPlayer(Player):
 
     def act(self, episodes: Sequence[Episode]) -> list[str | None]:
         for episode in episodes:
-            self._read(episode)
-        room = [self._context - len(_ids(episode)) for episode in episodes]
+            settle(episode, episode, self._read)
+        room = [self._context - len(_ids(episode)) if episode.playing else 0 for episode in episodes]
         replies: list[str | None] = [None] * len(episodes)
         whole = [place for place, left in enumerate(room) if left >= self.max_new_tokens]
         batches = [whole[start : start + self.batch_size] for start in range(0, len(whole), self.batch_size)]
