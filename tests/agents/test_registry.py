@@ -30,6 +30,23 @@ def test_an_environment_can_be_registered():
     assert "echo" in list_environments()
 
 
+class Greeter:
+    """Text in, text out, with Gymnasium's interface and nothing of ours."""
+
+    def reset(self, seed=None, options=None):
+        return f"hello {seed}", {}
+
+    def step(self, action):
+        return f"you said {action}", 1.0, True, False, {"success": action == "hi"}
+
+
+def test_an_environment_of_gymnasium_is_found_too():
+    environment = make_environment("tests.agents.test_registry:Greeter")
+    assert environment.reset(**environment.rows(1, seed=3)[0]) == "hello 3"
+    assert environment.step("hi") == ("you said hi", 1.0, True, False, {"success": True})
+    assert environment.players == {}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -139,14 +139,26 @@ def test_a_recorder_keeps_every_batch_of_every_process_and_of_a_resumed_run(tmp_
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "has no trajectories"), ("{", "cannot be read"), ("[1]", ":1: no trajectory"), ('{"a": 1}', "no trajectory")],
+    [
+        ("", "has no trajectories"),
+        ("{", "cannot be read"),
+        ("[1]", ":1: no trajectory"),
+        ('{"a": 1}', "no trajectory"),
+        ('{"messages": null}', ":1: no trajectory: 'messages' is None, and must be a list"),
+        ('{"messages": ["x"]}', ":1: no trajectory: each of its 'messages' must be an object with a 'role'"),
+        ('{"messages": [{"content": "x"}]}', "must be an object with a 'role'"),
+        ('{"messages": [], "rewards": null}', "'rewards' is None, and must be a list"),
+        ('{"messages": [], "row": 3}', "'row' is 3, and must be a dict"),
+    ],
 )
 def test_what_is_no_trajectory_is_refused_with_its_place(tmp_path, content, message):
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(DatasetError, match=re.escape(message)):
         read_trajectories(tmp_path / "x.jsonl")
-    with pytest.raises(DatasetError, match="cannot be read"):
-        read_trajectories(tmp_path / "none.jsonl")
+    pd.DataFrame({"messages": [3]}).to_parquet(tmp_path / "x.parquet")
+    for name in ("none.jsonl", "x.parquet"):
+        with pytest.raises(DatasetError, match=f"{name}' cannot be read"):
+            read_trajectories(tmp_path / name)
     with pytest.raises(ConfigError, match=r"are written as .jsonl or .parquet"):
         write_trajectories(tmp_path / "x.csv", [played()])
 

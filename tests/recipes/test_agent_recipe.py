@@ -29,6 +29,7 @@ def test_the_recipe_learns_and_leaves_its_episodes(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "pk")
     monkeypatch.setenv("LANGFUSE_SECRET_KEY", "sk")
+    monkeypatch.setenv("LANGFUSE_TIMEOUT", "60")
     config = (RECIPES / "agent.yaml").read_text().replace("report_to: none", "report_to: [wandb, tensorboard]")
     (tmp_path / "agent.yaml").write_text(config)
     options = ("--config", str(tmp_path / "agent.yaml"), "--output_dir", str(tmp_path / "my run"))

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from trl_ext.agents.environment import Environment
+from trl_ext.agents.environment import Environment, from_gymnasium
 from trl_ext.errors import ConfigError
 
 _ENVIRONMENTS: dict[str, str | Callable[..., Environment]] = {
@@ -25,7 +25,7 @@ def list_environments() -> list[str]:
 
 
 def make_environment(name: str, **options: Any) -> Environment:
-    """The environment of that name, or of `module:Class`, made with `options`.
+    """The environment of that name, or of `module:Class`, made with `options`. One of Gymnasium's is wrapped.
 
     Raises:
         ConfigError: there is none, or it does not take the options.
@@ -37,7 +37,7 @@ def make_environment(name: str, **options: Any) -> Environment:
         raise ConfigError(f"environment {name!r} with {options}: {error}") from error
     if not (callable(getattr(environment, "reset", None)) and callable(getattr(environment, "step", None))):
         raise ConfigError(f"environment {name!r} has no methods 'reset' and 'step'")
-    return environment
+    return environment if isinstance(environment, Environment) else from_gymnasium(environment)
 
 
 def _find(name: str) -> Callable[..., Environment]:

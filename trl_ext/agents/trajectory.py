@@ -130,10 +130,16 @@ class Trajectory:
         Raises:
             DatasetError: it is no trajectory.
         """
-        known = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or not isinstance(values.get("messages"), list):
+        if not isinstance(values, dict) or "messages" not in values:
             raise DatasetError("no trajectory: it must be an object with 'messages'")
-        return cls(**{key: value for key, value in values.items() if key in known})
+        empty = vars(cls([]))
+        known = {name: value for name, value in values.items() if name in empty}
+        for name, value in known.items():
+            if isinstance(empty[name], list | dict | str) and not isinstance(value, type(empty[name])):
+                raise DatasetError(f"no trajectory: {name!r} is {value!r:.40}, and must be a {type(empty[name]).__name__}")
+        if not all(isinstance(message, dict) and "role" in message for message in known["messages"]):
+            raise DatasetError("no trajectory: each of its 'messages' must be an object with a 'role'")
+        return cls(**known)
 
 
 def write_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> None:
@@ -250,7 +256,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             return [row | {name: json.loads(row[name]) for name in _FREE_FORM if name in row} for row in rows]
         with path.open(encoding="utf-8") as file:  # `splitlines` would split at characters that stand in a text, too
             return [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from None
 
 

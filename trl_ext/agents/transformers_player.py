@@ -34,8 +34,8 @@ class TransformersPlayer(Player):
         chat: bool | None = None,
         seed: int = 0,
     ) -> None:
-        if temperature < 0:
-            raise ConfigError(f"temperature = {temperature}: must be at least 0")
+        if not 0 <= temperature < float("inf"):
+            raise ConfigError(f"temperature = {temperature}: must be at least 0 and finite")
         for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if number < 1:
                 raise ConfigError(f"{name} = {number}: must be at least 1")
