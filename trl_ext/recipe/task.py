@@ -84,6 +84,19 @@ def load_model(name: str, training_args: GRPOConfig) -> str:
 
 def _fit_tiny(training_args: GRPOConfig) -> str:
     from trl_ext.builtin.arithmetic import arithmetic_demonstrations
+
+    what = "arithmetic demonstrations, half of them wrong"
+    return fit_start_model(training_args, what, lambda: arithmetic_demonstrations(seed=training_args.seed))
+
+
+def fit_start_model(
+    training_args: GRPOConfig, what: str, demonstrations: Callable[[], Dataset], **options: Any
+) -> str:
+    """The folder of a tiny model that one process fits to demonstrations; a resumed run has it already.
+
+    Raises:
+        OutputDirError: the output folder cannot be written.
+    """
     from trl_ext.builtin.tiny_model import fit_tiny_model
     from trl_ext.trainers.preflight import check_output_dir
 
@@ -91,8 +104,8 @@ def _fit_tiny(training_args: GRPOConfig) -> str:
     folder = Path(str(training_args.output_dir)) / "start_model"
     finished = (folder / "config.json").is_file()
     if PartialState().is_main_process and not (training_args.resume_from_checkpoint and finished):
-        print("Fitting the tiny model to arithmetic demonstrations, half of them wrong", flush=True)
-        fit_tiny_model(folder, arithmetic_demonstrations(seed=training_args.seed), seed=training_args.seed)
+        print(f"Fitting the tiny model to {what}", flush=True)
+        fit_tiny_model(folder, demonstrations(), seed=training_args.seed, **options)
     PartialState().wait_for_everyone()
     return str(folder)
 
