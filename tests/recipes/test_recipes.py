@@ -23,7 +23,7 @@ CONFIG = ROOT / "accelerate_configs" / "cpu.yaml"
 
 def launch(recipe, *args, cwd=ROOT):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_cpu_threads_per_process", "1"]
     return subprocess.run(
         [*command, str(ROOT / "recipes" / recipe), *args], cwd=cwd, env=environment, capture_output=True, text=True
     )

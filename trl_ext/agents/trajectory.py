@@ -87,9 +87,7 @@ class Trajectory:
     @property
     def replies(self) -> list[int]:
         """Where in `messages` the model's replies are. Examples of them in the prompt come before, and are none."""
-        said = [place for place, message in enumerate(self.messages) if message["role"] == "assistant"]
-        unanswered = bool(said) and said[-1] == len(self.messages) - 1
-        return said[max(len(said) - self.turns - unanswered, 0) :]
+        return reply_places(self.messages, self.turns)
 
     @property
     def opening(self) -> str:
@@ -215,6 +213,13 @@ class TrajectoryRecorder:
 
     def _path(self, stem: str, count: int, name: str) -> Path:
         return self.folder / f"{stem}_{count:03d}.{name}"
+
+
+def reply_places(messages: Sequence[dict[str, Any]], turns: int) -> list[int]:
+    """Where the replies of an episode of so many turns are: the last ones, with one that was not answered."""
+    said = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    unanswered = bool(said) and said[-1] == len(messages) - 1
+    return said[max(len(said) - turns - unanswered, 0) :]
 
 
 def content_text(message: dict[str, Any]) -> str:
