@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from tests.agents.echo import Echo
@@ -20,6 +22,13 @@ def test_every_environment_that_ships_is_made_and_has_players(name):
 
 def test_an_environment_is_found_by_module_and_class():
     assert make_environment("tests.agents.echo:Echo", turns_needed=3).turns_needed == 3
+
+
+def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_of_this_test.py").write_text("from tests.agents.echo import Echo\n")
+    assert isinstance(make_environment("mine_of_this_test:Echo"), Echo)
 
 
 def test_an_environment_can_be_registered():

@@ -94,7 +94,9 @@ def test_what_is_written_is_what_is_read(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_no_character_of_a_text_breaks_a_file(tmp_path, suffix):
     """Those that end a line for Python and not in JSON, and half an emoji, which UTF-8 does not have."""
-    batch = [played(messages=[{"role": "user", "content": text}]) for text in ("a\u2028b\x85c\x0bd", "\ud83d", "\0\r\n")]
+    batch = [
+        played(messages=[{"role": "user", "content": text}]) for text in ("a\u2028b\x85c\x0bd", "\ud83d", "\0\r\n")
+    ]
     write_trajectories(tmp_path / f"x.{suffix}", batch)
     assert read_trajectories(tmp_path / f"x.{suffix}") == batch
 

@@ -100,7 +100,9 @@ def test_the_tiny_model_plays_the_grid_world(tiny):
     assert score.invalid == 1.0
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"temperature": float("nan")}, {"max_new_tokens": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1}, {"temperature": float("nan")}, {"max_new_tokens": 0}, {"batch_size": 0}]
+)
 def test_options_out_of_range_are_refused(tiny, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         TransformersPlayer(tiny, **options)

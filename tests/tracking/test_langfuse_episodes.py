@@ -73,6 +73,7 @@ def test_what_failed_is_an_error_that_says_why(tracker):
         ("episode", "reset: OSError: no such mailbox"),
     ]
     assert (errors[0]["began"], errors[0]["ended"]) == (1001.0, 1021.0)  # as long as it hung
+    assert (errors[2]["began"], errors[2]["ended"]) == (1000.0, 1002.0)  # its reset
     cut = next(span for span in server.spans if span["name"] == "righ")
     assert (cut["began"], cut["ended"], cut[f"{META}.reward"]) == (1001.25, 1001.25, None)
 

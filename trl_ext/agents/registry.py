@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +51,18 @@ def _find(name: str) -> Callable[..., Environment]:
         close = difflib.get_close_matches(name, _ENVIRONMENTS) or list_environments()
         raise ConfigError(f"no environment {name!r}; close ones: {', '.join(close)}; or give module:Class")
     try:
-        found: Callable[..., Environment] = getattr(importlib.import_module(module), attribute)
+        found: Callable[..., Environment] = import_from_here(module, attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"environment {name!r} cannot be imported: {error}") from error
     return found
+
+
+def import_from_here(module: str, attribute: str) -> Any:
+    """What a module has, also one of the current folder, where a command's Python does not look by itself.
+
+    Raises:
+        ImportError, AttributeError: there is none.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return getattr(importlib.import_module(module), attribute)

@@ -134,7 +134,9 @@ class Trajectory:
         known = {name: value for name, value in values.items() if name in empty}
         for name, value in known.items():
             if isinstance(empty[name], list | dict | str) and not isinstance(value, type(empty[name])):
-                raise DatasetError(f"no trajectory: {name!r} is {value!r:.40}, and must be a {type(empty[name]).__name__}")
+                raise DatasetError(
+                    f"no trajectory: {name!r} is {value!r:.40}, and must be a {type(empty[name]).__name__}"
+                )
         if not all(isinstance(message, dict) and "role" in message for message in known["messages"]):
             raise DatasetError("no trajectory: each of its 'messages' must be an object with a 'role'")
         return cls(**known)

@@ -30,7 +30,9 @@ def agent_rollout(
         "recorder": recorders,
     }
     if agent_args.serve is None:
-        rollout = environment_rollout(lambda: environment_of(agent_args), step_timeout=agent_args.step_timeout, **shared)
+        rollout = environment_rollout(
+            lambda: environment_of(agent_args), step_timeout=agent_args.step_timeout, **shared
+        )
         with contextlib.closing(rollout):
             yield rollout
         return

@@ -1,10 +1,7 @@
 """A recipe's task: which model, which prompts, which rewards."""
 
-import importlib
 import json
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from trl import GRPOConfig, ModelConfig
 
+from trl_ext.agents.registry import import_from_here
 from trl_ext.errors import ConfigError, DatasetError
 from trl_ext.recipe.arguments import TRL_REWARDS, RecipeArguments
 from trl_ext.rewards import make_reward, make_reward_funcs
@@ -89,9 +87,7 @@ def _fit_tiny(training_args: GRPOConfig) -> str:
     return fit_start_model(training_args, what, lambda: arithmetic_demonstrations(seed=training_args.seed))
 
 
-def fit_start_model(
-    training_args: GRPOConfig, what: str, demonstrations: Callable[[], Dataset], **options: Any
-) -> str:
+def fit_start_model(training_args: GRPOConfig, what: str, demonstrations: Callable[[], Dataset], **options: Any) -> str:
     """The folder of a tiny model that one process fits to demonstrations; a resumed run has it already.
 
     Raises:
@@ -211,10 +207,8 @@ def _load_reward(name: str) -> Callable[..., Any]:
         return getattr(trl.rewards, name)  # type: ignore[no-any-return]
     module, _, function = name.rpartition(".")
     if module:
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
         try:
-            return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+            return import_from_here(module, function)  # type: ignore[no-any-return]
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"reward_funcs: {name!r} cannot be imported ({error})") from None
     raise ConfigError(f"reward_funcs: no {name!r}; give {', '.join(TRL_REWARDS)}, or module.function")

@@ -258,7 +258,9 @@ def test_an_example_shows_calls_that_the_environment_takes_before_the_question(i
     environment = EmailSearch(index, [QUESTIONS[0]], task=task, example=True)
     said = environment.reset(seed=0)
     assert [message["role"] for message in said] == ["user", "assistant"] * 3 + ["user"]
-    assert said[0]["content"].startswith(EmailSearch(index, [QUESTIONS[0]], task=task).reset(seed=0).split("Question")[0])
+    assert said[0]["content"].startswith(
+        EmailSearch(index, [QUESTIONS[0]], task=task).reset(seed=0).split("Question")[0]
+    )
     assert said[-1]["content"].endswith("Question: How much was the lunch?")
     calls = [environment.parser.parse(message["content"]) for message in said[1::2]]
     assert [made["name"] for made in calls] == ["search", "read", task]
