@@ -45,8 +45,8 @@ def environment_rollout(
     `environment_reward`). A failed episode has a trajectory with a `failure`, and no token that counts.
 
     Args:
-        env_factory: makes an environment; each is used for one episode at a time, and again unless it failed. One that failed is
-            closed at once, the others by the `close()` of what this returns.
+        env_factory: makes an environment; each is used for one episode at a time, and again unless it failed. One that
+            failed is closed at once, the others by the `close()` of what this returns.
         max_turns: of the model, in an episode. None: the environment's own `max_turns`, or 10 if it has none.
         max_turn_tokens: of the model, in a turn. A turn that reaches it is handed to the environment as it is.
         max_concurrency: how many environments work at a time.

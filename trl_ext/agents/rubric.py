@@ -88,7 +88,7 @@ def _satisfaction(episode: Any) -> float:
 
 
 def _actions(episode: Any) -> Iterable[str]:
-    """The names of the tool calls: of messages that have them parsed, and of replies that are one, as `ToolCallParser` reads it."""
+    """The names of the tool calls: of messages that have them parsed, and of replies as `ToolCallParser` reads them."""
     for message in _replies(episode):
         for call in message.get("tool_calls") or []:
             yield str(call.get("function", call).get("name"))
