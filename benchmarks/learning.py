@@ -1,6 +1,6 @@
 """Optimizer steps and rollouts to an accuracy, on the built-in task: CISPO, TRL's `grpo`, `dapo`, `dr_grpo`, and PPO.
 
-    python -m benchmarks.learning                                       all, 110 runs, about an hour on 2 cores
+    python -m benchmarks.learning                                       all, 130 runs, about an hour on 2 cores
     python -m benchmarks.learning --methods cispo dapo --updates 16     some of them, into the same result
 
 All have the same prompts, batches and reward, and start from the same tiny model, which is fitted for each seed as the
@@ -15,10 +15,10 @@ trained on: what the accuracy of sampled completions is an estimate of, but with
 4th step. A level is reached at the first of 4 measurements in a row that are not below it. A run ends when it has
 reached the highest level, or after --steps steps.
 
-Each method is tuned alone for each number of updates, with one run for each pair of 3 learning rates (2e-4, 4e-4, 8e-4)
-and 2 clips, on a seed that is not one of the five: for `cispo` weights of at most 2 or 5, for the others PPO's 0.2 or
-0.2 and 0.28 (clip-higher). The pair that reaches the highest level first is taken; where none reaches it, the next
-level counts, and in the end the best accuracy.
+Each method is tuned alone for each number of updates, with one run for each pair of 4 learning rates (1e-4, 2e-4, 4e-4,
+8e-4) and 2 clips, on a seed that is not one of the five: for `cispo` weights of at most 2 or 5, for the others PPO's
+0.2 or 0.2 and 0.28 (clip-higher). The pair that reaches the highest level first is taken; where none reaches it, the
+next level counts, and in the end the best accuracy.
 
 Each run has a process of its own, and its result is appended to --output; a run that is there already is skipped, so
 that a benchmark that was stopped goes on. With the default sizes and without --output that is the result which the
@@ -43,7 +43,7 @@ LEVELS = (0.6, 0.7, 0.8)
 GROUP, MINI_BATCH = 8, 64  # completions
 EVERY, HELD = 4, 4  # steps between measurements, and how many of them have to agree
 SIZES = {"steps": 600, "start_steps": 900}
-LEARNING_RATES = (2e-4, 4e-4, 8e-4)
+LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 TUNING_SEED = 100
 CLIPPED = ("clip_ratio/region_mean", "cispo_clip_ratio")  # TRL's: the share of tokens that the clip acts on
 CLIPS = {"cispo": (2.0, 5.0)} | dict.fromkeys(("grpo", "dapo", "dr_grpo", "ppo"), (0.2, 0.28))

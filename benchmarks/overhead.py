@@ -165,8 +165,8 @@ def interval_ms(pairs: list[Pair], samples: int = 2000) -> tuple[float, float]:
 
 
 def own_share(trainer: Any) -> float:
-    """Percent of the time of `trainer.train()` in functions of our package and C functions called by them."""
-    profile = cProfile.Profile()
+    """Percent of the CPU time of `trainer.train()` in functions of our package and C functions called by them."""
+    profile = cProfile.Profile(time.thread_time)
     profile.runcall(trainer.train)
     ours = total = 0.0
     for (file, _, _), (_, _, own, _, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]

@@ -133,7 +133,7 @@ def python_processes() -> Peer:
     def score(completion: str, prompt: str, target: list[str]) -> float:
         program = completion.split("```python\n")[1].split("```")[0]
         commands = ([sys.executable, "-c", f"{program}\n{test}"] for test in target)
-        return float(all(subprocess.run(c, capture_output=True, timeout=10).returncode == 0 for c in commands))
+        return float(all(subprocess.run(c, capture_output=True, timeout=60).returncode == 0 for c in commands))
 
     return score
 

@@ -1,12 +1,38 @@
-"""What `accelerate launch` makes of a config, and what processes of a test need beside it."""
+"""How tests start two processes, what `accelerate launch` makes of a config, and what processes need beside it."""
 
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-FOLDER = Path(__file__).parents[1] / "accelerate_configs"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "accelerate_configs"
+
+
+def on_two_processes(module, *arguments, config=None):
+    """Run a module on two processes: by torchrun, or by `accelerate launch` with a config. One that fails is shown."""
+    folder = os.path.dirname(sys.executable)
+    with socket.socket() as taken:  # a port that was found free might be taken before it is used
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        if config is None:
+            launcher = [f"{folder}/torchrun", "--standalone", "--nproc_per_node", "2"]
+        else:  # where its port is taken, accelerate starts torchrun in the same way, which binds one of its own
+            port = str(taken.getsockname()[1])
+            launcher = [f"{folder}/accelerate", "launch", "--config_file", str(config), "--main_process_port", port]
+        done = subprocess.run(
+            [*launcher, "-m", module, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PATH": folder + os.pathsep + os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=600,  # a deadlock is a failure, not a hang
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def launched(path, *more):

@@ -28,7 +28,9 @@ def data(tmp_path):
 
 def test_list_and_show_and_schema(capsys):
     main(["rewards", "list"])
-    assert "exact_match" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "exact_match" in listed
+    assert listed.endswith("of several components: weighted_sum, product, minimum, conditioned\n")
     main(["rewards", "show", "levenshtein"])
     assert "lowercase (bool, default False)" in capsys.readouterr().out
     main(["rewards", "schema"])
@@ -44,6 +46,26 @@ def test_score_prints_a_table_and_writes_scores_and_a_picture(data, tmp_path, ca
     assert scores["score_exact_match"].fillna(-1).tolist() == [1.0, 0.0, 1.0, -1.0]
     assert scores["completion"].tolist() == ["2", "4", "4", "5"]  # text, whatever the format
     assert matplotlib.image.imread(tmp_path / "scores.png").std() > 0.01
+
+
+def test_rows_of_any_json_are_read_and_stored(tmp_path, capsys):
+    """Ends of lines that JSON leaves in a text, empty lines, columns of mixed kinds, scores of an earlier run."""
+    rows = [
+        {"completion": "a\u2028\x85b", "target": "a\u2028\x85b", "meta": {}, "score_exact_match": 0.25},
+        {"completion": "b", "target": 3, "meta": ["c"], "size": 10**30},
+        {"completion": None, "target": ["c"]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n\n".join([*lines, r'{"completion": "\ud800", "target": "\ud800"}', ""]), encoding="utf-8-sig")
+    output = tmp_path / "scores.parquet"
+    main(["rewards", "score", "--spec", '{"type": "exact_match"}', "--data", str(path), "--output", str(output)])
+    stored = pd.read_parquet(output)
+    assert stored["score_exact_match"].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert stored["completion"].tolist() == ["a\u2028\x85b", "b", "", "?"]
+    assert [json.loads(value) for value in stored["target"]] == ["a\u2028\x85b", 3, ["c"], "\ud800"]
+    assert stored["meta"].fillna("").tolist() == ["{}", '["c"]', "", ""]
+    assert stored["size"].fillna("").tolist() == ["", str(10**30), "", ""]
 
 
 def test_plugins_are_loaded_for_every_action(tmp_path, capsys):
@@ -66,6 +88,14 @@ def test_plugins_are_loaded_for_every_action(tmp_path, capsys):
         (["rewards", "score", "--spec", "none.json", "--data", "x"], "error: reward spec 'none.json' cannot be read"),
         (["rewards", "score", "--spec", "{}", "--data", "x"], "error: spec: needs a 'type'"),
         (["rewards", "score", "--spec", json.dumps(SPEC), "--data", "none.jsonl"], "error: --data 'none.jsonl' cannot"),
+        (
+            ["rewards", "score", "--spec", json.dumps(SPEC), "--data", "x", "--output", "none/x.parquet"],
+            "error: --output 'none/x.parquet': there is no such folder",
+        ),
+        (
+            ["rewards", "score", "--spec", json.dumps(SPEC), "--data", "x", "--histogram", "none/x.png"],
+            "error: --histogram 'none/x.png': there is no such folder",
+        ),
         (["rewards", "list", "--plugins", "none.py"], "error: plugin 'none.py': no such Python file"),
     ],
 )
@@ -90,6 +120,13 @@ def test_bad_rows_are_named_by_their_line(tmp_path, text, message):
     with pytest.raises(SystemExit) as stop:
         main(["rewards", "score", "--spec", json.dumps(SPEC), "--data", str(path)])
     assert message in str(stop.value)
+
+
+def test_rows_in_another_encoding_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"completion": "é"}', encoding="latin-1")
+    with pytest.raises(SystemExit, match=r"^error: --data '.*rows.jsonl' is no text in UTF-8: "):
+        main(["rewards", "score", "--spec", json.dumps(SPEC), "--data", str(path)])
 
 
 def test_a_batch_size_below_1_is_refused(data):

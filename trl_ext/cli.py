@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import logging
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from trl_ext.serving.cli import add_worker
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv` (default: the program's own). A wrong argument ends the program with one line."""
     args = _parser().parse_args(argv)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of a kernel that nothing here uses
     try:
         args.run(args)
     except TrlExtError as error:
@@ -39,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     action("list", _list, "list the reward types with their range, what they need and what they cost")
     show = action("show", _show, "show one reward type: its options, range, source and an example")
-    show.add_argument("type", help="the name of a reward type")
+    show.add_argument("type", help="the name of a reward type, or of what combines several")
     action("schema", _schema, "print the JSON Schema of reward specs, so that editors complete them")
     score = action("score", _score, "score the completions of a file with a spec, to see what the spec does")
     score.add_argument("--spec", required=True, help="the reward spec: a JSON file or a JSON string")
@@ -84,16 +87,17 @@ def config_of(name: str) -> Any:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
-            f"--model {name!r}: its config cannot be read: {' '.join(str(error).split())[:200]}"
+            f"--model {name!r}: its config cannot be read: {textwrap.shorten(str(error), 250, placeholder=' ...')}"
         ) from None
 
 
 def _list(args: argparse.Namespace) -> None:
     from trl_ext.rewards.catalog import catalog_table
     from trl_ext.rewards.plugins import load_plugins
+    from trl_ext.rewards.spec import COMPOSITES
 
     load_plugins(args.plugins)
-    print(catalog_table())
+    print(f"{catalog_table()}\n\nof several components: {', '.join(COMPOSITES)}")
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -117,8 +121,11 @@ def _score(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from trl_ext.rewards import make_reward
-    from trl_ext.rewards.text import as_text
 
+    for option in ("output", "histogram"):
+        path = getattr(args, option)
+        if path and not Path(path).absolute().parent.is_dir():
+            raise ConfigError(f"--{option} {path!r}: there is no such folder")
     reward = make_reward(args.spec, args.plugins)
     scores: dict[str, list[float | None]] = {part.__name__: [] for part in reward.parts()}
     rows = _read_rows(args.data)
@@ -132,20 +139,40 @@ def _score(args: argparse.Namespace) -> None:
     table = pd.DataFrame(scores, dtype="float64")
     print(_summary(table))
     if args.output:
-        for row in rows:  # a column is text or chat, not both
-            row |= {key: as_text(row[key]) for key in ("completion", "prompt") if key in row}
-        pd.concat([pd.DataFrame(rows), table.add_prefix("score_")], axis=1).to_parquet(args.output)
+        columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
+        stored = pd.DataFrame({name: _storable(name, column) for name, column in columns.items()})
+        stored.assign(**table.add_prefix("score_")).to_parquet(args.output)
     if args.histogram:
         _histogram(table, args.histogram)
 
 
+def _storable(name: str, column: list[Any]) -> list[Any]:
+    """A column for Parquet, where one has text or numbers or truth values: anything else as JSON, chats as text."""
+    import pyarrow  # type: ignore[import-untyped]
+
+    from trl_ext.rewards.text import as_text
+
+    if name in ("completion", "prompt"):
+        return [as_text(value).encode("utf-8", "replace").decode() for value in column]
+    try:
+        if not pyarrow.types.is_nested(pyarrow.array(column).type):
+            return column
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):
+        pass
+    return [None if value is None else json.dumps(value) for value in column]
+
+
 def _read_rows(path: str) -> list[dict[str, Any]]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON may have other ends of lines in a text
     except OSError as error:
         raise ConfigError(f"--data {path!r} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--data {path!r} is no text in UTF-8: {error}") from None
     rows = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -1,5 +1,8 @@
 """Errors that say what to do: each also inherits the standard type that a caller would catch."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class TrlExtError(Exception):
     """Base of every error that trl-ext raises on purpose. The message is one line and names the remedy."""
@@ -51,3 +54,10 @@ class EpisodeFailuresError(TrlExtError, RuntimeError):
 
 class ServerError(TrlExtError, ConnectionError):
     """A rollout server did not start, is not there, or turns this worker away."""
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """What an error about an unknown name says of those that are known: the close ones, or all where none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names)
+    return f"close ones: {', '.join(close)}" if close else f"there are: {', '.join(names)}"

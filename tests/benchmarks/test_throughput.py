@@ -12,7 +12,7 @@ TRY = ["--models", "tiny", "--dtype", "float32", "--prompts", "2", "--group_size
 
 def test_a_small_run_says_where_the_time_of_a_step_goes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(throughput, "one_process_each", lambda: InThisProcess())
-    monkeypatch.setattr(throughput, "MATRIX", {"cpu": 32})
+    monkeypatch.setattr(throughput, "MATRIX", {"cpu": 128})
     output = tmp_path / "deeper" / "result.json"
     throughput.main([*TRY, "--completion_length", "6", "--steps", "4", "--output", str(output)])
     result = json.loads(output.read_text())

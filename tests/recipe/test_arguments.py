@@ -1,6 +1,8 @@
+import contextlib
 import errno
 
 import pytest
+import torch
 from trl import GRPOConfig
 
 from tests.trainers.training import CPU
@@ -116,3 +118,16 @@ def test_our_errors_end_a_program_with_one_line_and_others_keep_their_traceback(
         raise KeyError("other")
     with pytest.raises(FileNotFoundError), one_line_errors():
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+
+@pytest.mark.parametrize(
+    ("stop", "leaves"), [(None, True), (SystemExit(0), True), (SystemExit("error: no good"), False)]
+)
+def test_a_program_that_ends_as_it_should_leaves_its_process_group(monkeypatch, stop, leaves):
+    left = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(True))
+    with contextlib.suppress(SystemExit), one_line_errors():
+        if stop is not None:
+            raise stop
+    assert bool(left) == leaves

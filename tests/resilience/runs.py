@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -57,7 +56,6 @@ async def hangs_later_on_1(completions, **columns):
 """
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__])
 
 
 class Run:
@@ -84,13 +82,15 @@ class Run:
 
     def start(self, moment: str = "never", count: int = 1, processes: int = 1, on: int = 0) -> list[ForkServerProcess]:
         """Run it; at the `count`th `moment` (see below) process number `on` of `processes` does what it says."""
-        port = _free_port()
+        _context.set_forkserver_preload([__name__])  # here and not above: another test may have told it otherwise
+        self._store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
         started = []
         for rank in range(processes):
             distributed = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             environment = dict(self.environment)
             if processes > 1:
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **distributed}
+                environment |= {**meeting, **distributed}
             happening = (moment, count) if rank == on else ("never", 1)
             job = [self.recipe, self.options, str(self.folder), environment, happening, str(self._log(rank))]
             started.append(_context.Process(target=_run, args=job))
@@ -101,8 +101,12 @@ class Run:
         """As `start`, waiting for the end: the exit code of each process."""
         started = self.start(*args, **kwargs)
         for process in started:
-            process.join(120)
-        return [process.exitcode for process in started]
+            process.join(300)
+        codes = [process.exitcode for process in started]
+        for process in started:
+            process.kill()
+        assert None not in codes, f"a process hangs: {codes}\n{self.said()}"
+        return codes
 
     def said(self, rank: int = 0) -> str:
         """What the last run of a process wrote to stdout and stderr."""
@@ -232,9 +236,3 @@ MOMENTS = {
     "in a log": _in_a_log,
     "sigterm": _sigterm,
 }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -45,7 +45,8 @@ def recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_SCORER_RECORD", str(path))
 
     def read(event):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        whole = path.read_text().rpartition("\n")[0]  # the last line may still be in the making
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["event"] == event]
 
     yield read

@@ -12,7 +12,7 @@ from trl_ext.rewards import make_reward, sandbox
 from trl_ext.rewards.sandbox import Limits, LocalRunner
 
 ADD = "def add(a, b):\n    return a + b\n"
-SPEC = {"type": "code", "timeout": 5.0, "allow_unsafe": os.environ.get("CI") != "true"}
+SPEC = {"type": "code", "timeout": 20.0, "allow_unsafe": os.environ.get("CI") != "true"}
 PARTIAL = {**SPEC, "partial": True}
 
 
@@ -21,25 +21,28 @@ def score(program: str, target: Any, **options: Any) -> float | None:
 
 
 def make_runner(kind: str) -> LocalRunner:
-    """A local runner: "bubblewrap", "unsafe" (the fallback) or "bare" (the fallback where there are no namespaces)."""
+    """A local runner: "bubblewrap", "unsafe" (the fallback), "uncounted" (the fallback where the kernel does not count
+    processes) or "bare" (the fallback where there are no namespaces).
+    """
     if kind == "bubblewrap":
         problem = sandbox._problem_with_bubblewrap()
         if problem and os.environ.get("CI") != "true":
             pytest.skip(problem)
         assert not problem, problem
         return LocalRunner()
-    if kind == "unsafe":
-        return LocalRunner(bubblewrap=False)
-    # Root's programs are another user's without namespaces, who must be able to read Python
+    # Root's programs are another user's, and counted, where that user may read Python
     for python in (sandbox.PYTHON, "/usr/bin/python3"):
-        runner = LocalRunner(bubblewrap=False, namespaces=False, python=python)
+        runner = LocalRunner(bubblewrap=False, namespaces=kind != "bare", python=python)
         try:
             harmless = runner("import os; os.kill(os.getpid(), 0)", b"", Limits(10))
         except (RewardError, OSError):
             continue
-        assert harmless.status == 1, "programs can send signals: a hostile one would end the tests and more"
-        return runner
-    pytest.skip("no Python in folders that others may enter")
+        if kind == "bare":
+            assert harmless.status == 1, "programs can send signals: a hostile one would end the tests and more"
+        if kind == "bare" or runner._idle[0].abilities["counts_processes"] == (kind == "unsafe"):
+            return runner
+        runner.close()
+    pytest.skip("there is no Python that it needs, in a folder that others may enter or may not")
 
 
 def descendants(process: int) -> set[int]:

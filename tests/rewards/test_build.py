@@ -70,8 +70,11 @@ def test_functions_of_one_spec_start_those_that_wait_with_the_first_call(waiting
 
 def test_a_function_that_the_trainer_does_not_have_is_not_called_over_and_over(waiting):
     (_, compute), _ = make_reward_funcs(WAITING)
+    before = set(threading.enumerate())
     for text in "abcde":
         assert compute([text]) == [0.5]
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
     assert waiting == [["a"]]
 
 

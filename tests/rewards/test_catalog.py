@@ -8,6 +8,7 @@ from trl_ext.errors import ConfigError
 from trl_ext.rewards import list_rewards, make_reward
 from trl_ext.rewards.catalog import catalog, catalog_markdown, catalog_table, describe, json_schema
 from trl_ext.rewards.registry import get_reward_type
+from trl_ext.rewards.spec import COMPOSITES
 
 DOCS = Path(__file__).parents[2] / "docs" / "rewards.md"
 BEGIN, END = "<!-- catalog -->\n", "\n<!-- /catalog -->"
@@ -44,6 +45,16 @@ def test_a_page_has_the_options_and_an_example(name):
     assert "postprocess (list[Clip | Scale | Threshold | Invert | Squash | EMANormalize], default [])" in page
     with pytest.raises(ConfigError):
         describe(name + "_")
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_what_combines_components_has_a_page_too(name):
+    page = describe(name.upper())
+    assert page.startswith(f"{name}\n")
+    assert "A None counts as TRL" in page
+    for option in COMPOSITES[name].model_fields:
+        assert f"  {option} (" in page
+    assert f'{{"type": "{name}", ' in page
 
 
 def test_the_schema_takes_what_make_reward_takes_and_refuses_what_it_refuses():

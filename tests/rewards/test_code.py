@@ -38,10 +38,10 @@ def test_the_program_is_found(text: str) -> None:
 
 
 def test_finding_the_program_takes_linear_time() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     for text in ("```python\n" * 100_000, "```" * 300_000, " " * 1_000_000, "\n" * 1_000_000, "` ``\n" * 200_000):
         find_program(text)
-    assert time.monotonic() - start < 60  # a bound on quadratic time, not a timing
+    assert time.process_time() - start < 60  # a bound on quadratic time, not a timing
 
 
 def test_partial_is_the_share_of_tests_that_pass() -> None:
@@ -59,8 +59,8 @@ def test_partial_is_the_share_of_tests_that_pass() -> None:
 def test_a_test_that_hangs_or_kills_the_program_costs_no_more_than_itself(bad: str) -> None:
     program = f"def f(x):\n    if x == 1:\n        {bad}\n    return x\n"
     target = [f"assert f({i}) == {i}" for i in range(4)]
-    assert make_reward({**PARTIAL, "timeout": 1.0}).score(program, target) == 0.75
-    assert make_reward({**SPEC, "timeout": 1.0}).score(program, target) == 0.0
+    assert make_reward({**PARTIAL, "timeout": 3.0}).score(program, target) == 0.75  # the three others have that time
+    assert make_reward({**SPEC, "timeout": 0.5}).score(program, target) == 0.0
 
 
 def test_batch_equals_one_at_a_time() -> None:

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -135,16 +136,24 @@ def sandboxed(request: pytest.FixtureRequest) -> Iterator[LocalRunner]:
     runner.close()
 
 
+def verdicts(hostile: str, good: str, target: Any) -> list[float | None]:
+    """Of a hostile program, which has little time, and then of a good one in the same sandbox."""
+    spec = {"type": "code", "runner": "tested", "memory_mb": 256, "concurrency": 1}
+    return [
+        make_reward({**spec, "timeout": seconds}).score(program, target)
+        for program, seconds in ((hostile, 2.0), (good, 20.0))
+    ]
+
+
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_hostile_program_is_not_rewarded_and_the_next_one_is(
     sandboxed: LocalRunner, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(sandbox, "_RUNNERS", {"tested": sandboxed})
-    reward = make_reward({"type": "code", "runner": "tested", "timeout": 2.0, "memory_mb": 256, "concurrency": 1})
     program = textwrap.dedent(FORGERIES[name])
     good = "def f(x): return {1: 2, 2: 31415, 3: [1]}[x]"
     target = ["assert f(1) == 2", "assert f(2) == 31415", {"call": "f", "args": [3], "expected": [1]}]
-    assert reward([program, good], target=[target] * 2) == [0.0, 1.0]
+    assert verdicts(program, good, target) == [0.0, 1.0]
     (interpreter,) = sandboxed._idle
     assert len(descendants(interpreter._process.pid)) <= 1  # the interpreter itself, where bwrap or unshare started it
 
@@ -154,7 +163,5 @@ def test_a_hostile_program_that_is_run_on_input_is_not_rewarded(
     sandboxed: LocalRunner, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(sandbox, "_RUNNERS", {"tested": sandboxed})
-    reward = make_reward({"type": "code", "runner": "tested", "timeout": 2.0, "memory_mb": 256, "concurrency": 1})
     program = textwrap.dedent(FORGERIES[name]) + "\ntry: f(1)\nexcept NameError: pass\n"
-    target = {"inputs": ["1", "2"], "outputs": ["2", "3"]}
-    assert reward([program, "print(int(input()) + 1)"], target=[target] * 2) == [0.0, 1.0]
+    assert verdicts(program, "print(int(input()) + 1)", {"inputs": ["1", "2"], "outputs": ["2", "3"]}) == [0.0, 1.0]

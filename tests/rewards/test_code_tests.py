@@ -220,7 +220,7 @@ def test_a_set_made_to_collide_costs_no_time() -> None:
     numbers = [i * (2**61 - 1) for i in range(1, 50_000)]
     (equal,) = parse_tests("assert f() == {1, 2, 3}").calls  # type: ignore[union-attr]
     (member,) = parse_tests("assert f() in [{1, 2, 3}]").calls  # type: ignore[union-attr]
-    start = time.monotonic()
+    start = time.process_time()
     assert not equal.passes(["set", *numbers])
     assert not member.passes(["set", *numbers])
-    assert time.monotonic() - start < 5  # it would take minutes
+    assert time.process_time() - start < 5  # it would take minutes

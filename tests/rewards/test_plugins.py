@@ -20,3 +20,19 @@ def test_a_plugin_registers_types_once(tmp_path):
     broken.write_text("1 / 0")
     with pytest.raises(ConfigError, match=r"broken.py' raises ZeroDivisionError"):
         make_reward({"type": "plugged"}, plugins=[broken])
+
+
+def test_a_plugin_may_register_a_dataclass(tmp_path):
+    path = tmp_path / "plugin.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from trl_ext.rewards import register_reward\n"
+        "@register_reward('constant')\n"
+        "@dataclass\n"
+        "class Constant:\n"
+        "    value: float\n"
+        "    def __call__(self, completions):\n"
+        "        return [self.value] * len(completions)\n"
+    )
+    assert make_reward({"type": "constant", "value": 3}, plugins=[path])(["a"]) == [3.0]

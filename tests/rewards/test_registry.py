@@ -53,6 +53,20 @@ def test_the_options_of_a_class_are_what_a_spec_may_contain():
             make_reward({"type": "long_enough", **message})
 
 
+def test_what_a_class_takes_beside_its_named_options_is_no_option():
+    @register_reward("open_ended")
+    class OpenEnded:
+        def __init__(self, least: int = 1, *others, **more):
+            self.least = least
+
+        def __call__(self, completions):
+            return [float(self.least)] * len(completions)
+
+    assert make_reward({"type": "open_ended", "least": 3})(["a"]) == [3.0]
+    with pytest.raises(ConfigError, match="more: no such option"):
+        make_reward({"type": "open_ended", "more": 3})
+
+
 def test_a_name_can_be_taken_once():
     register_reward("mine", aliases=("my_alias",))(lambda completions: [])
     for taken in ("mine", "my_alias", "exact_match", "weighted_sum"):
@@ -60,6 +74,8 @@ def test_a_name_can_be_taken_once():
             register_reward(taken)(lambda completions: [])
 
 
-def test_an_unknown_type_lists_the_close_ones():
+def test_an_unknown_type_lists_the_close_ones_or_all():
     with pytest.raises(ConfigError, match="no reward type 'exactmatch'; close ones: exact_match"):
         make_reward({"type": "exactmatch"})
+    with pytest.raises(ConfigError, match="no reward type 'zzz'; there are: bertscore, bias, "):
+        make_reward({"type": "zzz"})

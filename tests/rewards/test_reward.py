@@ -1,5 +1,6 @@
 import math
 import pickle
+import queue
 import sys
 import threading
 
@@ -80,6 +81,19 @@ def test_repeated_rows_are_scored_once(failing):
     assert failing == [["aa", "b"]]
 
 
+def test_a_row_is_a_repeated_one_only_where_all_its_columns_are_the_same():
+    rows = []
+
+    @register_reward("paired")
+    def pair(completions, target, level):
+        rows.extend(zip(completions, target, level, strict=True))
+        return [float(len(text) + len(references) + size) for text, references, size in rows]
+
+    columns = {"target": [["x"], ["y"], ["y"], ["x"], ["x"]], "level": [1, 1, 1, 1, 2]}
+    assert make_reward({"type": "paired"})(["a"] * 4 + ["bb"], **columns) == [3.0, 3.0, 3.0, 3.0, 5.0]
+    assert rows == [("a", ["x"], 1), ("a", ["y"], 1), ("bb", ["x"], 2)]
+
+
 def test_texts_are_told_apart_from_what_they_look_like_as_json():
     register_reward("typed")(lambda completions, target: [float(len(str(type(value)))) for value in target])
     targets = ["1", 1, 1.0, "[1]", [1], "[1]", [1]]
@@ -127,11 +141,11 @@ def test_rewards_pickle_with_their_names_and_averages():
 
 
 def test_a_batch_that_takes_too_long_counts_as_one_that_raises():
-    release, entered = threading.Event(), []
+    release, entered = threading.Event(), queue.SimpleQueue()
 
     @register_reward("hanging")
     def hang(completions):
-        entered.append(completions)
+        entered.put(completions)
         if completions == ["hang"]:
             release.wait(60)
         return [1.0] * len(completions)
@@ -143,11 +157,20 @@ def test_a_batch_that_takes_too_long_counts_as_one_that_raises():
         make_reward(spec)(["hang"])
     reward = make_reward({**spec, "on_error": "none"})
     assert reward(["hang"]) == [None]
-    entered.clear()
+    assert [entered.get(timeout=60) for _ in range(2)] == [["hang"]] * 2
     assert reward(["b"]) == [None]  # the last batch hangs still: the scorer is not entered beside it
-    assert entered == []
+    assert entered.empty()
     release.set()
     assert make_reward({"type": "hanging", "timeout": 60})(["c"]) == [1.0]
+
+
+def test_a_scorer_that_ends_its_thread_is_not_waited_for():
+    @register_reward("exiting", waits=True)
+    def leave(completions):
+        raise SystemExit("no licence")
+
+    with pytest.raises(SystemExit, match="no licence"):
+        make_reward({"type": "exiting"})(["a"])
 
 
 def test_postprocessors_run_in_the_callers_thread(monkeypatch):

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import pytest
 
 from trl_ext.errors import ConfigError, RewardError
 from trl_ext.rewards import make_reward
+from trl_ext.rewards.chat_endpoint import ChatEndpoint
 from trl_ext.rewards.ruler import Ruling, ruler
 
 SYSTEM = {"role": "system", "content": "You play."}
@@ -142,24 +144,35 @@ def test_a_reply_that_cannot_be_used_is_sent_back_once_and_then_the_group_is_non
     assert (len(endpoint.bodies), reward._scorer.unparsed) == (4, 1)
 
 
-def test_faults_in_a_fifth_of_the_groups_leave_the_others_scored_and_are_named(endpoint, caplog):
+def test_faults_in_a_fifth_of_the_groups_leave_the_others_scored_and_are_named(endpoint, caplog, monkeypatch):
     """Time-outs, errors, malformed JSON, scores out of range, wrong ids: None for the group, never a wrong score."""
     faults = {0: (200, "", {"drip": True}), 5: (500, "out of memory", {}), 10: BAD["half"][0], 15: BAD["too high"][0],
               20: BAD["wrong id"][0]}  # fmt: skip
     good = by_text({"a": 0.25, "b": 0.75})
 
+    def which_group(body):
+        return int(shown(body)["COMMON"][2]["content"])
+
     def answer(body, number):
-        which = int(shown(body)["COMMON"][2]["content"])
+        which = which_group(body)
         return faults[which] if which in faults else good(body, number)
 
+    request = ChatEndpoint._request
+
+    async def impatient_with_the_first(self, client, messages, *rest):
+        if which_group({"messages": messages}) == 0:
+            self = copy.copy(self)
+            self.timeout = 0.3
+        return await request(self, client, messages, *rest)
+
+    monkeypatch.setattr(ChatEndpoint, "_request", impatient_with_the_first)
     endpoint.answer = answer
     episodes = [episode(str(i), text, group=str(i)) for i in range(25) for text in ("a", "b")]
-    # again, if the machine has stalled: what has a fault has it each time
-    reward = make(endpoint, timeout=1.0, retries=2, concurrency=4)
+    reward = make(endpoint, timeout=60.0, retries=0, concurrency=4)
     scores = score(reward, episodes)
     for group in range(25):
         assert scores[2 * group : 2 * group + 2] == ([None, None] if group in faults else [0.25, 0.75])
-    assert "no reply in 1 s" in caplog.text
+    assert "no reply in 0.3 s" in caplog.text
     assert "HTTP 500: out of memory" in caplog.text
     assert reward._scorer.unparsed == 3
 

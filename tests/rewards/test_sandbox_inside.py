@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 import socket
@@ -10,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.rewards.sandboxes import descendants, make_runner
-from trl_ext.rewards import sandbox
+from trl_ext.rewards import sandbox, sandbox_inside
 from trl_ext.rewards.sandbox import Limits, LocalRunner, Result
 
 LIMITS = Limits(seconds=20, memory=256 << 20, output=100_000)
 SHORT = Limits(seconds=1)
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "unsafe", "bare"])
+@pytest.fixture(scope="module", params=["bubblewrap", "unsafe", "uncounted", "bare"])
 def runner(request: pytest.FixtureRequest) -> Iterator[LocalRunner]:
     runner = make_runner(request.param)
     runner("", b"", LIMITS)
@@ -38,6 +39,11 @@ def run(runner: LocalRunner, program: str, limits: Limits = LIMITS, stdin: bytes
 
 def abilities(runner: LocalRunner) -> dict[str, bool]:
     return runner._idle[0].abilities
+
+
+def needs_processes(runner: LocalRunner) -> None:
+    if not abilities(runner)["counts_processes"]:
+        pytest.skip("a program starts no process where the kernel does not count them")
 
 
 def test_a_program_reads_stdin_and_writes_stdout(runner: LocalRunner) -> None:
@@ -67,6 +73,7 @@ def test_what_is_no_program_fails(runner: LocalRunner, program: str) -> None:
 
 
 def test_a_program_may_write_to_its_folder_and_start_processes(runner: LocalRunner) -> None:
+    needs_processes(runner)
     program = """
         import pathlib, subprocess, tempfile
         pathlib.Path("file").write_text("text")
@@ -155,11 +162,39 @@ HOGS = {
 @pytest.mark.parametrize("name", HOGS)
 def test_a_hog_is_stopped(runner: LocalRunner, name: str) -> None:
     program, stopped = HOGS[name]
+    if "fork" in program:
+        needs_processes(runner)
     if name == "files" and not abilities(runner)["namespaces"]:
         pytest.skip("without namespaces nothing limits the number of files")
     result = run(runner, program)
     assert result.status != 0
     assert result.stopped in (stopped if isinstance(stopped, tuple) else (stopped,))
+
+
+def test_where_processes_are_not_counted_a_program_starts_threads_alone() -> None:
+    runner = make_runner("uncounted")
+    program = """
+        import ctypes, os, subprocess, threading
+        for start in (
+            os.fork,
+            lambda: subprocess.run(["true"]),
+            lambda: os.posix_spawn("/bin/true", ["true"], {}),
+            ctypes.CDLL(None, use_errno=True).vfork,
+        ):
+            try:
+                print("" if start() == -1 else "started", end="")
+            except OSError:
+                pass
+        threading.Thread(target=print, args=("thread",)).start()
+    """
+    assert run(runner, program) == Result(b"thread\n", 0)
+    runner.close()
+
+
+def test_processes_are_counted_up_to_the_limit_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be started faster than they can be counted."""
+    monkeypatch.setattr(sandbox_inside, "descendants", lambda: itertools.repeat(os.getpid()))
+    assert sandbox_inside.census(16)[0] > 16
 
 
 IDLERS = {
@@ -190,6 +225,7 @@ def test_a_program_that_does_not_end_is_ended(runner: LocalRunner, name: str) ->
 
 
 def test_a_daemon_does_not_survive(runner: LocalRunner) -> None:
+    needs_processes(runner)
     program = """
         import os, signal, time
         if os.fork() == 0:

@@ -32,6 +32,9 @@ BAD = [
     ([LEAF], "a reward spec must be a JSON object, this is a list"),
     ("{", "reward spec is not JSON"),
     ("missing.json", "reward spec 'missing.json' cannot be read: No such file or directory"),
+    ("a\0b", "cannot be read: embedded null byte"),
+    ({**LEAF, "target": []}, "target = []: must be the name of a column, or a list of names"),
+    ({**LEAF, "target": ["a", 3]}, "target = ['a', 3]: must be"),
 ]  # fmt: skip
 
 
@@ -41,6 +44,13 @@ def test_bad_specs_are_refused_in_one_line_that_names_the_place(spec, message):
         make_reward(spec)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "reward.json"
+    path.write_bytes(b"\xff{}")
+    with pytest.raises(ConfigError, match=r"reward.json' cannot be read: 'utf-8' codec can't decode"):
+        make_reward(path)
 
 
 def test_a_dict_a_string_a_file_and_the_source_documents_wrapper_are_the_same(tmp_path):

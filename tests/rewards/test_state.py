@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 from transformers import TrainerCallback
@@ -45,6 +46,18 @@ def test_averages_come_back_with_the_checkpoint(tiny, caplog):
     assert at_begin == saved
     assert resumed[0].state_dict() != saved  # and they moved on
     assert "starts anew" not in caplog.text
+
+
+def test_averages_come_back_from_a_checkpoint_elsewhere(tmp_path):
+    old, new = (config(CISPOConfig, output_dir=str(tmp_path / name)) for name in ("old", "new"))
+    new.resume_from_checkpoint = str(tmp_path / "old" / "checkpoint-2")
+    Path(new.resume_from_checkpoint).mkdir(parents=True)
+    state = SimpleNamespace(global_step=2, is_world_process_zero=True)
+    rewards, resumed = make_reward_funcs(SPEC)[0], make_reward_funcs(SPEC)[0]
+    rewards[0](["ab", "c"], prompt_text=["ab", "ab"])
+    RewardStateCallback(rewards).on_save(old, state, None)
+    RewardStateCallback(resumed).on_train_begin(new, state, None)
+    assert resumed[0].state_dict() == rewards[0].state_dict()
 
 
 def test_a_checkpoint_without_averages_is_said_aloud(tiny, caplog):

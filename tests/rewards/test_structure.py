@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from trl.rewards import think_format_reward
 
@@ -113,6 +115,13 @@ def test_bad_options_are_refused_in_one_line(spec, message):
 def test_length_is_1_in_the_band_and_0_outside(unit, inside, below, above):
     spec = {"type": "length", "unit": unit, "min": 2, "max": 3}
     assert [score(text, **spec) for text in (inside, below, above, "")] == [1.0, 0.0, 0.0, 0.0]
+
+
+@settings(deadline=None, database=None, derandomize=True)
+@given(st.text(st.characters(codec="ascii") | st.sampled_from(" \t\n\x0b\x0c\r\x1c\x1f\x85\u2003"), max_size=30))
+def test_words_are_what_split_gives(text):
+    count = len(text.split())
+    assert score(text, type="length", min=count, max=count) == 1.0
 
 
 def test_soft_length_falls_linearly_on_both_sides():

@@ -4,9 +4,6 @@ Each strategy is launched once, with its config of accelerate_configs/, and runs
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +11,11 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
+from tests.launching import FOLDER, on_two_processes
 from tests.scaling.cases import CASES, logits, run
 from tests.trainers.training import load
 from trl_ext.trainers.value_function import SeparateCritic, SharedValueHead
 
-FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 CONFIGS = {"ddp": "cpu_2proc", "zero2": "cpu_2proc_zero2", "zero3": "cpu_2proc_zero3"}
 # In float32 with SGD: what is left is the order of sums. Weights move by 1e-2 and more.
 WEIGHTS = 1e-6
@@ -39,13 +36,8 @@ def launch(strategy, cases, path, folder, config=None):
         for case in cases
     }
     job = {"path": path, "cases": jobs, "results": f"{folder}/results.pt"}
-    bin_folder = os.path.dirname(sys.executable)
     config = config or FOLDER / f"{CONFIGS[strategy]}.yaml"
-    command = [f"{bin_folder}/accelerate", "launch", "--config_file", str(config), "-m", "tests.scaling.on_processes"]
-    environment = {**os.environ, "PATH": bin_folder + os.pathsep + os.environ["PATH"]}
-    # a deadlock is a failure, not a hang
-    done = subprocess.run([*command, json.dumps(job)], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
+    on_two_processes("tests.scaling.on_processes", json.dumps(job), config=config)
     ends = torch.load(job["results"], weights_only=False)
     return {"folder": folder, **{case: {**end, "strategy": strategy} for case, end in ends.items()}}
 

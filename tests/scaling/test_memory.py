@@ -4,9 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, Qwen2Config
+from transformers import (
+    AutoConfig,
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MixtralConfig,
+    OPTConfig,
+    Qwen2Config,
+    T5Config,
+)
 
 from tests.scaling.measured import llama, saved_bytes
+from trl_ext.errors import ConfigError
 from trl_ext.optim import make_optimizer
 from trl_ext.scaling import memory
 from trl_ext.scaling.memory import STRATEGIES, Cluster, Job, OptimizerState, block_activations, estimate
@@ -44,6 +56,48 @@ def test_the_shape_is_counted_without_weights(qwen, tiny):
     tied = shape_of(AutoConfig.from_pretrained(tiny))
     assert tied.head == 0
     assert tied.trunk == tied.parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "mlp"),
+    [
+        (GPT2Config(), 4 * 768),
+        (GPT2Config(n_inner=1000), 1000),
+        (OPTConfig(), 3072),
+        (BloomConfig(hidden_size=64, n_layer=2), 256),
+        (FalconConfig(hidden_size=142, ffn_hidden_size=300, num_hidden_layers=2), 300),
+    ],
+    ids=lambda x: x.model_type if hasattr(x, "model_type") else str(x),
+)
+def test_models_that_call_their_sizes_otherwise_have_a_shape_too(config, mlp):
+    assert shape_of(config).intermediate_size == mlp
+
+
+def test_the_layers_of_gpt2_take_adapters_as_peft_counts_them():
+    from peft import LoraConfig, get_peft_model
+
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4)
+    peft = get_peft_model(GPT2LMHeadModel(config), LoraConfig(r=4, target_modules="all-linear", fan_in_fan_out=True))
+    trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
+    assert memory.lora_parameters(Job(shape_of(config), lora_rank=4)) == trained
+
+
+def test_no_weight_is_made_however_large_it_is():
+    experts = {"num_local_experts": 256, "hidden_size": 65536, "intermediate_size": 65536, "num_hidden_layers": 1}
+    assert shape_of(MixtralConfig(**experts)).parameters > 3 * 256 * 65536**2  # 12 TB in float32
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (MambaConfig(num_hidden_layers=1), "MambaConfig has no attention heads"),
+        (T5Config(), "no causal language model for T5Config"),
+    ],
+)
+def test_what_has_no_such_shape_is_refused_in_a_short_line(config, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        shape_of(config)
+    assert len(str(error.value)) < 250
 
 
 def test_a_lora_adapter_has_as_many_parameters_as_peft_gives_it():

@@ -1,12 +1,18 @@
+import shlex
+import shutil
+
 import pytest
 import yaml
 from transformers import LlamaConfig
+from trl import GRPOConfig
 
 from tests.scaling.test_memory import QWEN_7B
+from trl_ext import CISPOConfig, HybridConfig, PPOConfig
 from trl_ext.cli import main
 from trl_ext.errors import ConfigError, MissingExtraError
+from trl_ext.recipe import parse_recipe_args
 from trl_ext.scaling.memory import Cluster, Job, estimate
-from trl_ext.scaling.pick import GIB, fits, optimizer_state, pick, what_would_fit
+from trl_ext.scaling.pick import _GROUP, GIB, fits, optimizer_state, pick, what_would_fit
 from trl_ext.scaling.shape import shape_of
 
 LLAMA_70B = LlamaConfig(
@@ -108,6 +114,38 @@ def test_where_nothing_fits_it_says_what_would(large, tmp_path):
     assert not (tmp_path / "chosen.yaml").exists()
     for suggestion in what_would_fit(Job(large), Cluster(1, 8, 80 * GIB)):
         assert "--gpus 8 --nodes" in suggestion or "vllm_server" in suggestion
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "kl", "expected"),
+    [
+        ("cispo", ["--optim", "adamw_8bit"], 0.0, {"optim": "adamw_8bit", "num_generations": 4}),
+        ("cispo", ["--reference", "--optim", "adam_8bit", "--batch", "16"], 0.04, {"optimizer": "adam_8bit"}),
+        ("cispo", ["--batch", "11"], 0.0, {"num_generations": 11}),
+        ("ppo", ["--value_model", "separate", "--dtype", "bfloat16"], 0.05, {"value_model": "separate"}),
+        ("ppo", ["--no-reference", "--steps_per_generation", "2"], 0.0, {"steps_per_generation": 2}),
+        ("hybrid", ["--no-gradient_checkpointing"], 0.05, {"gradient_checkpointing": False}),
+        ("hybrid", ["--no-reference", "--generation", "vllm_server"], 0.0, {"vllm_mode": "server"}),
+    ],
+)
+def test_the_command_starts_what_was_estimated(small, tmp_path, capsys, trainer, options, kl, expected):
+    folder = shutil.copytree(small, tmp_path / "my model")
+    command(str(folder), tmp_path, "--gpu_memory", "1000", "--trainer", trainer, *options)
+    out = capsys.readouterr().out
+    (row,) = (line for line in out.splitlines() if line.endswith("<-"))
+    words = shlex.split(out.partition("recipes/")[2].replace("\\\n", ""))
+    more = ["--dataset_name", "builtin:arithmetic", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    args = ["--bf16", "false", *more, *words[1:]]
+    config_class = {"cispo": CISPOConfig, "ppo": PPOConfig, "hybrid": HybridConfig}[trainer]
+    _, parsed, model = parse_recipe_args(config_class, tmp_path, "", args)
+    assert (words[0], model.model_name_or_path) == (f"{trainer}.py", str(folder))
+    assert {name: getattr(parsed, name) for name in expected} == expected
+    assert (parsed.beta or getattr(parsed, "kl_coef", 0.0)) == kl
+    assert (float(row.split()[4]) > 0) == (kl > 0)  # the column of the reference
+
+
+def test_the_group_that_the_command_leaves_to_the_config_is_trls():
+    assert GRPOConfig.num_generations == _GROUP
 
 
 @pytest.mark.parametrize(("optim", "said"), [("sgd", True), ("adamw", False)])

@@ -132,6 +132,8 @@ def test_what_several_processes_and_deepspeed_leave_is_looked_at(out):
         '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
     )
     assert find_damage(checkpoint) == "model-00001-of-00002.safetensors is missing"
+    DAMAGES["halved"][0](checkpoint / "model.safetensors.index.json")
+    assert find_damage(checkpoint) == "model.safetensors.index.json is torn"
 
 
 def test_one_that_says_it_is_not_complete_is_not(out):

@@ -1,9 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +7,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.launching import on_two_processes
 from tests.trainers.training import PROMPTS, config, fixed_rollout, letters, load, make_trainer, trained, weights
 from trl_ext import CISPOConfig, CISPOTrainer
 from trl_ext.losses import cispo_loss
@@ -185,10 +182,7 @@ def test_two_processes_end_where_one_does(tiny, tmp_path):
     """Every variant at once, with a prompt group that lies half on one process and half on the other."""
     options = {"num_iterations": 2, "max_steps": 4, "optim": "sgd", "learning_rate": 0.3, **VARIANTS["all"]}
     job = {"path": tiny, "options": options, "weights": str(tmp_path / "two.pt")}
-    script = Path(__file__).with_name("train_on_processes.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    subprocess.run([*launch, json.dumps(job)], check=True, env=environment, timeout=120)
+    on_two_processes("tests.trainers.train_on_processes", json.dumps(job))
     args = config(CISPOConfig, per_device_train_batch_size=12, shuffle_dataset=False, **options)
     one = trained(CISPOTrainer, tiny, args, model=load(tiny, torch.float64), rollout_func=fixed_rollout)
     difference = (torch.load(tmp_path / "two.pt") - weights(one.model)).abs()

@@ -58,6 +58,9 @@ def test_a_demonstration_is_cut_and_one_that_has_no_room_is_refused(tokenizer):
         ([{"prompt": "a"}], "train_dataset has no column 'completion'"),
         ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}], "row 1 has no completion"),
         ([{"prompt": "a", "completion": None}], "row 0 has no completion"),
+        ([{"prompt": "1-1=", "completion": 0}], "the completion of row 0 is 0: must be a string, as its prompt is"),
+        ([{"prompt": "a", "completion": CHAT[0]["completion"]}], "of row 0 is .*: must be a string, as its prompt is"),
+        ([{"prompt": CHAT[0]["prompt"], "completion": 3}], "of row 0 is 3: must be a string or messages"),
     ],
 )
 def test_what_has_no_demonstrations_is_refused(rows, message):

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -9,6 +6,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from tests.launching import on_two_processes
 from tests.trainers import training
 from tests.trainers.training import CPU, demonstrations, load, make_trainer, ragged_rollout, trained, weights
 from trl_ext import HybridConfig, HybridTrainer, PPOConfig, PPOTrainer
@@ -216,10 +214,7 @@ def test_two_processes_train_as_one(tiny, tmp_path, options):
         "demonstrations": 12,
         "options": {"num_ppo_epochs": 2, "max_steps": 6, "num_generations": 2, "kl_coef": 0.0, **options},
     }
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "tests.trainers.train_on_processes"]
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
-    subprocess.run([*command, json.dumps(job)], check=True, env=environment, capture_output=True, timeout=300)
+    on_two_processes("tests.trainers.train_on_processes", json.dumps(job))
     args = training.config(HybridConfig, per_device_train_batch_size=12, shuffle_dataset=False, **job["options"])
     single = trained(
         HybridTrainer,
@@ -309,6 +304,9 @@ def test_what_cannot_train_is_refused(tiny):
         hybrid(tiny, config(mode="gate"), train_dataset=training.PROMPTS, sft_dataset=DATA)
     with pytest.raises(DatasetError, match="sft_dataset has no rows"):
         hybrid(tiny, config(), sft_dataset=DATA.select([]))
+    nameless = DATA.map(lambda row, i: {"prompt": row["prompt"] if i else None}, with_indices=True)
+    with pytest.raises(DatasetError, match="sft_dataset: 1 of 80 rows have no prompt"):
+        hybrid(tiny, config(), sft_dataset=nameless)
     # how many steps an epoch is, is known when it begins
     epoch = hybrid(tiny, config(mode="sequential", sft_steps=1000, max_steps=-1, num_train_epochs=1))
     with pytest.raises(ConfigError, match="mode = 'sequential': none of the 20 steps trains on rewards; raise max_s"):

@@ -1,13 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.launching import on_two_processes
 from tests.trainers.lean_runs import RAGGED, Lean, config, distance, flat, nothing, saved, trained
 from tests.trainers.training import fixed_rollout, letters, load, make_trainer, weights
 from trl_ext import CISPOConfig, CISPOTrainer, HybridConfig, HybridTrainer, PPOConfig, PPOTrainer
@@ -251,12 +249,8 @@ def test_log_probabilities_of_a_rollout_come_back_in_their_places(tiny):
 
 def test_two_processes_end_where_two_plain_ones_end(tiny, tmp_path):
     """Also where one of them has no gradient at all, and TRL gathers a metric for each row."""
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "tests.trainers.lean_on_processes"]
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
     result = tmp_path / "result.json"
-    done = subprocess.run([*command, tiny, str(result)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_processes("tests.trainers.lean_on_processes", tiny, str(result))
     found = json.loads(result.read_text())
     assert set(found) == {"CISPO", "grpo", "dapo-kl", "one has nothing", "all have nothing", "PPO", "Hybrid gate"}
     for name, (apart, skipped, tokens) in found.items():

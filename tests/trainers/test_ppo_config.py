@@ -55,6 +55,7 @@ def test_the_kl_penalty_is_in_the_reward_unless_it_is_asked_for_in_the_loss():
         ({"kl_coef": float("nan")}, "kl_coef = nan"),
         ({"vf_coef": -1.0}, "vf_coef = -1.0"),
         ({"cliprange": -0.1}, "cliprange = -0.1"),
+        ({"cliprange_value": -0.2}, "cliprange_value = -0.2"),
         ({"gamma": 1.5}, "gamma = 1.5: must be from 0 to 1"),
         ({"lam_value": -0.1}, "lam_value = -0.1"),
         ({"lam_length_alpha": 0.0}, "lam_length_alpha = 0.0: must be greater than 0, or unset"),

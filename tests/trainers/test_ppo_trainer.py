@@ -1,8 +1,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -12,6 +10,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
+from tests.launching import on_two_processes
 from tests.trainers import training
 from tests.trainers.training import fixed_rollout, letters, load, make_trainer, trained, weights
 from trl_ext import CISPOConfig, PPOConfig, PPOTrainer, make_reward_funcs
@@ -212,13 +211,7 @@ def test_two_processes_train_as_one(tiny, tmp_path):
         "weights": str(tmp_path / "weights.pt"),
         "options": {"num_ppo_epochs": 2, "max_steps": 4, "num_generations": 1, "whiten_rewards": True, "vf_coef": 0.5},
     }
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "tests.trainers.train_on_processes"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PATH": os.path.dirname(sys.executable) + ":" + os.environ["PATH"],
-    }
-    subprocess.run([*command, json.dumps(job)], check=True, env=environment, capture_output=True, timeout=300)
+    on_two_processes("tests.trainers.train_on_processes", json.dumps(job))
     args = config(PPOConfig, per_device_train_batch_size=12, shuffle_dataset=False, **job["options"])
     single = trained(PPOTrainer, tiny, args, model=load(tiny, torch.float64), rollout_func=fixed_rollout)
     assert (torch.load(job["weights"]) - weights(single.model)).abs().max() <= 1e-6

@@ -231,6 +231,18 @@ def test_a_sigterm_ends_the_run_with_a_checkpoint_after_the_step_and_gives_the_s
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_training_that_fails_gives_the_signal_back_too(tiny):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def broken(completions, **columns):
+        raise KeyError("no such thing")
+
+    args = config(CISPOConfig, max_steps=1, enable_jit_checkpoint=True)
+    with pytest.raises(KeyError):
+        make_trainer(CISPOTrainer, tiny, args, reward_funcs=broken).train()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_sigterm_in_the_last_step_ends_the_run_as_ever(tiny):
     args = config(CISPOConfig, max_steps=2, enable_jit_checkpoint=True)
     trainer = make_trainer(CISPOTrainer, tiny, args)

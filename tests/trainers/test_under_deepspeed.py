@@ -1,9 +1,6 @@
 """ZeRO-2 and ZeRO-3 on two CPU processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.launching import on_two_processes
 from tests.trainers.training import config, demonstrations, parity, ragged_rollout, trained
 from trl_ext import HybridConfig, HybridTrainer
 
@@ -38,24 +36,7 @@ def run(stage, tiny, folder, **job):
     launcher = {"distributed_type": "DEEPSPEED", "use_cpu": True, "mixed_precision": "no", "num_processes": 2}
     file.write_text(yaml.safe_dump({**launcher, "deepspeed_config": deepspeed}))
     job = {"path": tiny, "out": str(folder), **job, "options": {**OPTIONS, **job["options"]}}
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(file),
-        "--main_process_port",
-        "0",
-    ]
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    done = subprocess.run(
-        [*command, "-m", "tests.trainers.train_under_deepspeed", json.dumps(job)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_processes("tests.trainers.train_under_deepspeed", json.dumps(job), config=file)
 
 
 def merged(folder):

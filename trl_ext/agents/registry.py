@@ -1,6 +1,5 @@
 """Environments by name, for the command line and the recipes."""
 
-import difflib
 import importlib
 import os
 import sys
@@ -8,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trl_ext.agents.environment import Environment, from_gymnasium
-from trl_ext.errors import ConfigError
+from trl_ext.errors import ConfigError, choices
 
 _ENVIRONMENTS: dict[str, str | Callable[..., Environment]] = {
     "email_search": "trl_ext.agents.environments.email_search:EmailSearch",
@@ -48,8 +47,7 @@ def _find(name: str) -> Callable[..., Environment]:
         return target
     module, _, attribute = target.partition(":")
     if not attribute:
-        close = difflib.get_close_matches(name, _ENVIRONMENTS) or list_environments()
-        raise ConfigError(f"no environment {name!r}; close ones: {', '.join(close)}; or give module:Class")
+        raise ConfigError(f"no environment {name!r}; {choices(name, _ENVIRONMENTS)}; or give module:Class")
     try:
         found: Callable[..., Environment] = import_from_here(module, attribute)
     except (ImportError, AttributeError) as error:

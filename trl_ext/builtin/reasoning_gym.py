@@ -1,12 +1,11 @@
 """Tasks of reasoning-gym as chat prompts. Procedural: nothing is downloaded. The reward `reasoning_gym` scores them."""
 
-import difflib
 import json
 from typing import Any
 
 from datasets import Dataset
 
-from trl_ext.errors import ConfigError, MissingExtraError
+from trl_ext.errors import ConfigError, MissingExtraError, choices
 
 
 def reasoning_gym_prompts(task: str, size: int = 500, seed: int = 0, **options: Any) -> Dataset:
@@ -37,8 +36,7 @@ def _create(task: str, **options: Any) -> Any:
     except ImportError:
         raise MissingExtraError("reasoning_gym tasks need: pip install 'trl-ext[smollm2]'") from None
     if task not in DATASETS:
-        close = difflib.get_close_matches(task, DATASETS) or sorted(DATASETS)
-        raise ConfigError(f"reasoning_gym:{task}: no such task; close ones: {', '.join(close)}")
+        raise ConfigError(f"reasoning_gym:{task}: no such task; {choices(task, DATASETS)}")
     try:
         return reasoning_gym.create_dataset(task, **options)
     except (TypeError, AssertionError) as error:

@@ -1,6 +1,5 @@
 """Optimizers by name: torch's, transformers' and bitsandbytes'. None is written here."""
 
-import difflib
 import warnings
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trl_ext.errors import ConfigError, MissingExtraError
+from trl_ext.errors import ConfigError, MissingExtraError, choices
 from trl_ext.optim.deepspeed import refuse_if_deepspeed_has_its_own, refuse_if_offload_replaces
 from trl_ext.optim.options import Spec, check_options, errors_of, parameters_of, parse_spec
 
@@ -158,8 +157,7 @@ def _no_such_name(name: str) -> str:
     if families:
         variants = [known for known in names if families & set(known.split("_"))]
         return f"optimizer {name!r}: there is no such variant; there are {', '.join(variants)}"
-    close = difflib.get_close_matches(name, names)
-    return f"no optimizer {name!r}; {'close ones' if close else 'there are'}: {', '.join(close or names)}"
+    return f"no optimizer {name!r}; {choices(name, names)}"
 
 
 def _with_options(

@@ -1,6 +1,5 @@
 """Learning-rate schedulers by name: torch's and transformers', all with warm-up. None is written here."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
-from trl_ext.errors import ConfigError
+from trl_ext.errors import ConfigError, choices
 from trl_ext.optim.deepspeed import refuse_if_deepspeed_has_its_own, refuse_optimizers_argument
 from trl_ext.optim.optimizers import make_optimizer
 from trl_ext.optim.options import Spec, check_options, errors_of, parameters_of, parse_spec, whole
@@ -113,10 +112,7 @@ def make_scheduler(
     where = f"scheduler {name!r}"
     name = _ALIASES.get(name, name)
     if name not in list_schedulers():
-        close = difflib.get_close_matches(name, list_schedulers())
-        raise ConfigError(
-            f"no {where}; {'close ones' if close else 'there are'}: {', '.join(close or list_schedulers())}"
-        )
+        raise ConfigError(f"no {where}; {choices(name, list_schedulers())}")
     refuse_if_deepspeed_has_its_own("scheduler")
     with errors_of(where):
         known = {**_known_options(name), **_STEPS}

@@ -174,16 +174,22 @@ def _one_line(error: Exception, parser: argparse.ArgumentParser) -> str:
 def one_line_errors() -> Iterator[None]:
     """End the program with `error: ...` where trl-ext refused something or the disk is full or read-only.
 
-    Other errors keep their traceback. A program that comes to its end leaves its process group: torch's threads would
-    end it with an abort now and then, where they still run when Python is gone.
+    Other errors keep their traceback. A program that comes to its end, or is told to by a SIGTERM, leaves its process
+    group: torch's threads would end it with an abort now and then, where they still run when Python is gone.
     """
+    ended = False
     try:
         yield
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        ended = True
     except TrlExtError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             sys.exit(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}")
         raise
+    except SystemExit as stop:
+        ended = not stop.code
+        raise
+    finally:
+        if ended and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,5 +1,6 @@
 """What the registry has, as a table, a page per type, and a JSON Schema."""
 
+import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from trl_ext.rewards.composites import combine
 from trl_ext.rewards.registry import RewardType, get_reward_type, list_rewards
 from trl_ext.rewards.spec import COMPOSITES, Common, common_options
 
@@ -39,18 +41,24 @@ def _row(reward: RewardType) -> tuple[str, ...]:
 
 
 def describe(name: str) -> str:
-    """What a type is, its options with their defaults, and a spec that uses it.
+    """What a type or a composite is, its options with their defaults, and a spec that uses it.
 
     Raises:
         ConfigError: there is no such type.
     """
-    reward = get_reward_type(name)
-    lines = [reward.name, "", reward.documentation, ""]
-    lines += [f"{column}: {cell}" for column, cell in zip(COLUMNS[1:-1], _row(reward)[1:-1], strict=True)]
-    lines += ["", "Options:", *_options(reward.options)]
-    lines += ["", "Options of every type:", *_options(Common, common_options(reward.options))]
-    required = {key: "..." for key, field in reward.options.model_fields.items() if field.is_required()}
-    example = {"type": reward.name, **required, "weight": 1.0}
+    name = name.lower()  # as specs are read
+    if name in COMPOSITES:
+        options = COMPOSITES[name]
+        lines = [name, "", inspect.cleandoc(combine.__doc__ or "")]
+    else:
+        reward = get_reward_type(name)
+        name, options = reward.name, reward.options
+        lines = [name, "", reward.documentation, ""]
+        lines += [f"{column}: {cell}" for column, cell in zip(COLUMNS[1:-1], _row(reward)[1:-1], strict=True)]
+    lines += ["", "Options:", *_options(options)]
+    lines += ["", "Options of every type:", *_options(Common, common_options(options))]
+    required = {key: "..." for key, field in options.model_fields.items() if field.is_required()}
+    example = {"type": name, **required, "weight": 1.0}
     return "\n".join([*lines, "", "Example:", f"  {json.dumps(example)}"])
 
 

@@ -4,7 +4,6 @@ Each line of the input is JSON, `[seconds, [[reference, completion], ...]]`; the
 number or null. The package is not imported: the program starts by its path, so that it needs math-verify alone.
 """
 
-import faulthandler
 import functools
 import json
 import logging
@@ -27,7 +26,8 @@ def main() -> None:
     """Judge until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody reads any more: end in silence
-    signal.signal(signal.SIGALRM, _raise_time_limit)
+    signal.signal(signal.SIGPROF, _raise_time_limit)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     limit = _MEMORY if hard == resource.RLIM_INFINITY else min(hard, _MEMORY)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -51,16 +51,15 @@ def _end_with_parent(parent: int) -> None:
 
 
 def judge(pairs: list[tuple[str, str]], timeout: float) -> Iterator[float | None]:
-    """The verdict on each (reference, completion); in the main thread of a process that handles SIGALRM."""
+    """The verdict on each (reference, completion); in the main thread of a process that handles SIGPROF."""
     from math_verify import verify
 
     golds: dict[str, Any] = {}
-    with _Limit(timeout) as limited:
-        for gold, completion in pairs:
-            if gold not in golds:
-                golds[gold] = limited(functools.partial(_parse, gold, True), [])
-            compare = functools.partial(_verify, verify, golds[gold], completion)
-            yield limited(compare, 0.0) if golds[gold] else None
+    for gold, completion in pairs:
+        if gold not in golds:
+            golds[gold] = _limited(timeout, functools.partial(_parse, gold, True), [])
+        compare = functools.partial(_verify, verify, golds[gold], completion)
+        yield _limited(timeout, compare, 0.0) if golds[gold] else None
 
 
 def _verify(verify: Callable[..., bool], gold: Any, completion: str) -> float:
@@ -166,41 +165,29 @@ def _raise_time_limit(*_: Any) -> None:
     raise _TimeLimit
 
 
-class _Limit:
-    """Calls functions with a limit on time; ends the process where one takes far too long all the same.
+def _limited(timeout: float, function: Callable[[], Any], otherwise: Any) -> Any:
+    """What the function returns, or `otherwise` where it takes too long, too much memory or too deep a recursion.
 
-    Inside one operation on huge integers no signal is handled.
+    The time is the processor's: that other processes hold this one up is not the answer's fault. Inside one operation
+    on huge integers no signal is handled: where it takes far too long the system ends the process.
     """
-
-    def __init__(self, timeout: float):
-        self.timeout, self._armed, self._sink = timeout, -math.inf, open(os.devnull, "w")  # noqa: SIM115
-
-    def __enter__(self) -> "_Limit":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._sink.close()
-
-    def __call__(self, function: Callable[[], Any], otherwise: Any) -> Any:
-        """What it returns, or `otherwise` where it takes too long, too much memory or too deep a recursion."""
+    try:
         try:
-            try:
-                self._rearm()
-                # Fires again in case the library swallows the first
-                signal.setitimer(signal.ITIMER_REAL, self.timeout, 0.2)
-                return function()
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-        except (_TimeLimit, MemoryError, RecursionError):
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            return otherwise
+            _end_at(time.process_time() + 1.25 * timeout + 1.0)
+            signal.setitimer(signal.ITIMER_PROF, timeout, 0.2)  # again in case the library swallows the first
+            return function()
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+    except (_TimeLimit, MemoryError, RecursionError):
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        return otherwise
 
-    def _rearm(self) -> None:
-        now = time.monotonic()
-        if now - self._armed > 0.25 * self.timeout:  # arming starts a thread: not for each of many fast steps
-            faulthandler.dump_traceback_later(1.25 * self.timeout + 1.0, exit=True, file=self._sink)
-            self._armed = now
+
+def _end_at(seconds: float) -> None:
+    """Let the system end the process when it has had so much time, rounded up."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = math.ceil(seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ class MathVerify:
 
     Runs in worker processes, up to 8, shared by all `math` rewards of the process; POSIX only. Of a completion only the
     part that decides goes there, equal answers to one reference go once, and integers are compared here. `timeout` is
-    the limit in seconds for a completion, past which it is 0, and for a reference, past which it is not scored
-    (`accuracy_reward`: 10 s a parse, 5 s a comparison). A worker may take 4 GiB; one that does not react to the limit
-    is killed.
+    the limit in seconds of processor time for a completion, past which it is 0, and for a reference, past which it is
+    not scored (`accuracy_reward`: 10 s a parse, 5 s a comparison, by the clock). A worker may take 4 GiB; one
+    that does not react to the limit is killed.
     """
 
     def __init__(self, timeout: float = 5.0):

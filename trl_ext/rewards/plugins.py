@@ -1,6 +1,7 @@
 """A user's own Python files, which register reward types."""
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,11 @@ def load_plugins(paths: Sequence[str]) -> None:
         module_spec = importlib.util.spec_from_file_location(f"trl_ext_plugin_{path.stem}", path)
         if not path.is_file() or module_spec is None or module_spec.loader is None:
             raise ConfigError(f"plugin {str(path)!r}: no such Python file")
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
         try:
-            module_spec.loader.exec_module(importlib.util.module_from_spec(module_spec))
+            module_spec.loader.exec_module(module)
         except Exception as error:
+            del sys.modules[module.__name__]
             raise ConfigError(f"plugin {str(path)!r} raises {type(error).__name__}: {error}") from error
         _loaded.add(path.resolve())

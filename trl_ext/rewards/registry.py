@@ -1,6 +1,5 @@
 """The registry of reward types: a name, the options that a spec may give it, and what a user wants to know of it."""
 
-import difflib
 import importlib
 import inspect
 import typing
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from trl_ext.errors import ConfigError
+from trl_ext.errors import ConfigError, choices
 
 # Modules that register the built-in types when they are imported.
 FAMILIES = (
@@ -142,7 +141,10 @@ def _options_model(name: str, scorer: type) -> type[BaseModel]:
     hints = typing.get_type_hints(scorer.__init__)  # type: ignore[misc]
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(scorer).parameters.values():
-        if parameter.name not in _BATCH_PARAMETERS:
+        if parameter.name not in _BATCH_PARAMETERS and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
             required = parameter.default is inspect.Parameter.empty
             fields[parameter.name] = (hints.get(parameter.name, Any), ... if required else parameter.default)
     with warnings.catch_warnings():
@@ -155,13 +157,12 @@ def get_reward_type(name: str) -> RewardType:
     """The registered type of that name or alias.
 
     Raises:
-        ConfigError: there is none; the close ones are listed.
+        ConfigError: there is none; it says which are close.
     """
     _import_families()
     known = {**{name: name for name in _TYPES}, **_ALIASES}
     if name not in known:
-        close = difflib.get_close_matches(name, known) or sorted(known)
-        raise ConfigError(f"no reward type {name!r}; close ones: {', '.join(close)}")
+        raise ConfigError(f"no reward type {name!r}; {choices(name, known)}")
     return _TYPES[known[name]]
 
 

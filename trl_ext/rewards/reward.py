@@ -274,18 +274,16 @@ class Reward:
         count = len(arguments["completions"])
         if not self._per_completion:
             return self._call(arguments, list(range(count)))
-        first: dict[Any, int] = {}
-        columns = [_identities(column) for column in arguments.values()]
-        keys = columns[0] if len(columns) == 1 else zip(*columns, strict=True)
-        origin = [first.setdefault(key, row) for row, key in enumerate(keys)]
+        origin = _origins(*arguments.values())
+        distinct = list(dict.fromkeys(origin))
         stored: dict[int, str | None] = {}
         known: dict[int, float | None] = {}
         if self._cache is not None:
-            for row in first.values():
+            for row in distinct:
                 stored[row] = self._cache.key({name: column[row] for name, column in arguments.items()})
             found = self._cache.read(name for name in stored.values() if name is not None)
             known = {row: found[name] for row, name in stored.items() if name in found}
-        new = [row for row in first.values() if row not in known]
+        new = [row for row in distinct if row not in known] if known else distinct
         scores = self._call(arguments, new) if new else []
         known.update(zip(new, scores, strict=True))
         if self._cache is not None:
@@ -312,6 +310,18 @@ def _batch(completions: list[Any], prompts: list[Any] | None, columns: dict[str,
 def _at(column: Sequence[Any], rows: Sequence[int]) -> list[Any]:
     """The values of some rows, which are in order, or of all."""
     return list(column) if len(rows) == len(column) else [column[i] for i in rows]
+
+
+def _origins(texts: list[str], *columns: list[Any]) -> list[int]:
+    """For each row of a batch the first that is the same: itself, where there is none before it."""
+    others = [_identities(column) for column in columns]
+    first: dict[Any, int] = {}
+    origin = [first.setdefault(text, row) for row, text in enumerate(texts)]
+    if others and len(first) < len(texts):
+        for row, same in enumerate(origin):
+            if same != row and any(other[same] != other[row] for other in others):
+                origin[row] = first.setdefault((texts[row], *(other[row] for other in others)), row)
+    return origin
 
 
 def _identities(column: list[Any]) -> list[Any]:

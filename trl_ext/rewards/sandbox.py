@@ -10,8 +10,10 @@ Warm interpreters wait for programs and run one at a time each. What stands arou
 - Without bubblewrap, for `allow_unsafe` alone: the same without `bwrap`. Where the kernel lets us make namespaces, a
   program has no network, sees no other process and writes to its /tmp alone, but reads what this user can read. Where
   not, as in most containers, the filter keeps it from the network and from signals to others, but it reads and writes
-  what this user can (where we are root: what a user that is nobody can), and a process that outlives it is hunted down
-  one by one.
+  what this user can (where we are root: what a user that is nobody can).
+
+Where the kernel does not hold a program to a number of processes (before Linux 5.14; for a root whose Python is in a
+folder of its own; without both namespaces and root), the filter lets it start threads alone.
 
 Neither protects from holes in the kernel. For machines elsewhere: `register_code_runner`.
 """

@@ -1,5 +1,6 @@
 """How close a completion is to its reference, by characters and by words."""
 
+import operator
 import os
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ _ARTICLE_OR_PUNCTUATION = re.compile(r"\b(a|an|the)\b|[^\w\s]")
 
 def best_over_references(score: Callable[[str, str], float], completion: str, target: Any) -> float | None:
     """The best score over the references of one completion; None where there is no reference."""
-    references = target if isinstance(target, list | tuple) else [target]
+    references = target if isinstance(target, (list, tuple)) else (target,)
     known = [str(reference) for reference in references if reference is not None]
     return max(score(completion, reference) for reference in known) if known else None
 
@@ -89,17 +90,16 @@ class Levenshtein:
         from rapidfuzz.distance import Levenshtein as distance
         from rapidfuzz.process import cpdist
 
-        def plain(text: str) -> str:
-            return text[:MAX_CHARACTERS].lower() if self.lowercase else text[:MAX_CHARACTERS]
-
         ours, theirs, rows = [], [], []
         for row, (completion, references) in enumerate(zip(completions, target, strict=True)):
-            for reference in references if isinstance(references, list | tuple) else [references]:
+            for reference in references if isinstance(references, (list, tuple)) else (references,):
                 if reference is not None:
-                    ours.append(plain(completion))
-                    theirs.append(plain(str(reference)))
+                    ours.append(completion[:MAX_CHARACTERS])
+                    theirs.append(str(reference)[:MAX_CHARACTERS])
                     rows.append(row)
-        pairs = sum(len(a) * len(b) for a, b in zip(ours, theirs, strict=True))
+        if self.lowercase:
+            ours, theirs = ([text.lower() for text in texts] for texts in (ours, theirs))
+        pairs = sum(map(operator.mul, map(len, ours), map(len, theirs)))
         threads = _THREADS if pairs > _WORTH_A_THREAD else 1
         similarities = cpdist(
             ours, theirs, scorer=distance.normalized_similarity, dtype=np.float64, workers=threads

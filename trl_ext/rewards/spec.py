@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from trl_ext.errors import ConfigError
 from trl_ext.rewards.postprocess import Postprocessor
@@ -29,6 +29,14 @@ class Common(BaseModel):
     max_errors: int = Field(10, ge=0, description="With on_error none: how many batches may raise before the run ends.")
     timeout: float | None = Field(None, gt=0, description="Seconds that a batch may take; then it counts as raising.")
     cache: str | None = Field(None, min_length=1, description="A folder that keeps scores, for other runs as well.")
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        names = value if isinstance(value, list) else [value]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("must be the name of a column, or a list of names")
+        return value
 
 
 class SumOptions(BaseModel):
@@ -81,8 +89,9 @@ def load_spec(spec: dict[str, Any] | str | Path) -> dict[str, Any]:
             source = str(spec)
             try:
                 text = Path(spec).read_text(encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(f"reward spec {source!r} cannot be read: {error.strerror or error}") from None
+            except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name that a file can have
+                reason = getattr(error, "strerror", None) or error
+                raise ConfigError(f"reward spec {source!r} cannot be read: {reason}") from None
         try:
             spec = json.loads(text)
         except json.JSONDecodeError as error:

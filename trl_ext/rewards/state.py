@@ -18,7 +18,7 @@ class RewardStateCallback(TrainerCallback):
     """Saves the averages of every `ema_normalize` with each checkpoint and restores them on resume.
 
     Give it the rewards that the trainer has: `callbacks=[RewardStateCallback(reward_funcs)]`. Those not made from a
-    spec are passed over.
+    spec are passed over. A checkpoint outside of `output_dir` is found where the training arguments name it.
     """
 
     def __init__(self, rewards: list[Any]):
@@ -31,7 +31,9 @@ class RewardStateCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0 or not any(reward.state_dict() for reward in self.rewards):
             return
-        path = self._path(args, state)
+        path, named = self._path(args, state), args.resume_from_checkpoint
+        if isinstance(named, str) and Path(named, FILE_NAME).is_file():
+            path = Path(named, FILE_NAME)  # of a run elsewhere, that goes on here
         if not path.is_file():
             logger.warning("%s is missing: ema_normalize starts anew", path)
             return

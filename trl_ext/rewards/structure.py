@@ -75,7 +75,7 @@ class Length:
         if self.unit == "characters":
             return list(map(len, texts))
         if self.unit == "words":
-            return list(map(len, map(str.split, texts)))
+            return list(map(_count_words, texts))
         if self.tokenizer is None:
             return [sum(1 for _ in _PIECE.finditer(text)) for text in texts]
         tokenizer = _load_tokenizer(self.tokenizer)
@@ -84,6 +84,18 @@ class Length:
             len(tokenizer(text.encode("utf-8", "replace").decode(), add_special_tokens=False, verbose=False).input_ids)
             for text in texts
         ]
+
+
+# For each byte of ASCII a space or a letter
+_SPACE_OR_LETTER = bytes(ord(" " if chr(code).isspace() else "x") for code in range(256))
+
+
+def _count_words(text: str) -> int:
+    """`len(text.split())`, in half the time for ASCII, as no word is made."""
+    if not text.isascii():
+        return len(text.split())
+    letters = text.encode().translate(_SPACE_OR_LETTER)
+    return letters.count(b" x") + letters.startswith(b"x")
 
 
 @lru_cache(maxsize=8)

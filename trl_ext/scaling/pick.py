@@ -1,5 +1,6 @@
 """The strategy with the least communication that fits, its config file and how to start it; or what would fit."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ _PARTS = ("weights", "gradients", "optimizer", "reference", "critic", "buffers",
 _MOST_GPUS = 4096
 # accelerate.utils.deepspeed.map_pytorch_optim_to_deepspeed knows these as what they are
 _STEPPED_IN_MAIN_MEMORY = ("adam", "adamw", "adamw_torch", "adamw_torch_fused", "adagrad", "lion", "lion_32bit")
+_GROUP = 8  # GRPOConfig.num_generations, which must divide the completions that are generated at once
 _TRAINERS_NAMES = {"adamw": "adamw_torch"}  # where make_optimizer's name is not one of TrainingArguments.optim
 
 
@@ -125,14 +127,20 @@ def _changes(job: Job, cluster: Cluster, margin: float) -> Iterator[tuple[str, s
 
 def launch_command(choice: Choice, path: str, model: str, trainer: str, optim: str) -> str:
     """How to start what was estimated: with several nodes, the line that each of them runs."""
-    job, options = choice.job, [f"--model_name_or_path {model}"]
-    options += [f"--per_device_train_batch_size {job.batch}", f"--optim {_TRAINERS_NAMES.get(optim, optim)}"]
+    job, options = choice.job, [f"--model_name_or_path {shlex.quote(model)}"]
+    options += [f"--per_device_train_batch_size {job.batch}", _optimizer_option(optim)]
+    rows = choice.cluster.gpus * job.batch * job.steps_per_generation
+    groups = [n for n in range(2, rows + 1) if rows % n == 0]
+    if trainer in ("cispo", "grpo") and groups and _GROUP not in groups:
+        options += [f"--num_generations {min(groups, key=lambda n: abs(n - _GROUP))}"]
     if job.steps_per_generation > 1:
         options += [f"--steps_per_generation {job.steps_per_generation}"]
     if job.lora_rank:
         options += [f"--use_peft true --lora_r {job.lora_rank} --lora_target_modules all-linear"]
     if job.critic == "separate":
         options += ["--value_model separate"]
+    if job.reference != has_reference(trainer):
+        options += ["--beta 0.04" if job.reference else "--kl_coef 0"]
     if job.dtype != "float32":
         options += [f"--dtype {job.dtype}"]
     if not job.gradient_checkpointing:
@@ -140,7 +148,21 @@ def launch_command(choice: Choice, path: str, model: str, trainer: str, optim: s
     if job.generation != "transformers":
         options += [f"--use_vllm true --vllm_mode {job.generation.removeprefix('vllm_')}"]
     nodes = "" if choice.cluster.nodes == 1 else " --machine_rank $NODE_RANK --main_process_ip $MAIN_NODE"
-    return f"accelerate launch --config_file {path}{nodes} recipes/{trainer}.py \\\n    " + " ".join(options)
+    recipe = f"accelerate launch --config_file {shlex.quote(path)}{nodes} recipes/{trainer}.py"
+    return f"{recipe} \\\n    {' '.join(options)}"
+
+
+def has_reference(trainer: str) -> bool:
+    """Whether its config has a KL penalty by default."""
+    return trainer in ("ppo", "hybrid")
+
+
+def _optimizer_option(name: str) -> str:
+    """`--optim` where TrainingArguments know the optimizer, else that of our trainers."""
+    from transformers.training_args import OptimizerNames
+
+    name = _TRAINERS_NAMES.get(name, name)
+    return f"--optim {name}" if name in {known.value for known in OptimizerNames} else f"--optimizer {name}"
 
 
 def caution(choice: Choice, optim: str) -> str | None:

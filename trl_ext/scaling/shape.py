@@ -10,6 +10,9 @@ from trl_ext.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
+# What configs call the width of an MLP. The others (GPT-2's where it is unset, BLOOM's, MPT's) have 4 * hidden_size.
+_MLP_SIZES = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -43,25 +46,28 @@ def shape_of(config: Any) -> ModelShape:
     """The shape of the model that `config` (a transformers config) describes.
 
     Raises:
-        ConfigError: transformers has no causal language model for it, or it has no decoder blocks.
+        ConfigError: transformers has no causal language model for it, or it has no decoder blocks or attention.
     """
-    from accelerate import init_empty_weights
+    import torch
     from torch import nn
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     try:
-        with init_empty_weights(), contextlib.redirect_stdout(io.StringIO()):
+        with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
             model = AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"no causal language model for {type(config).__name__}: {' '.join(str(error).split())}"
-        ) from None
+        reason = " ".join(str(error).partition("Model type should be")[0].split())  # what follows are 150 names
+        raise ConfigError(f"no causal language model for {type(config).__name__}: {reason}") from None
     model.tie_weights()
     text = config.get_text_config()
     blocks = _blocks(model)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    linear = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    heads = text.num_attention_heads
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+    heads = getattr(text, "num_attention_heads", None)
+    if heads is None:
+        raise ConfigError(f"{type(config).__name__} has no attention heads: its memory cannot be estimated")
+    of_mlp = (getattr(text, name, None) for name in _MLP_SIZES)
     experts = getattr(text, "num_experts_per_tok", None) or 1
     return ModelShape(
         parameters=_count(model),
@@ -69,10 +75,10 @@ def shape_of(config: Any) -> ModelShape:
         head=0 if head is None or head.weight is embeddings.weight else _count(head),
         block=max(map(_count, blocks)),
         largest_module=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()),
-        adapter_sizes=sum(module.in_features + module.out_features for module in linear),
+        adapter_sizes=sum(sum(module.weight.shape) for module in linear),
         layers=len(blocks),
         hidden_size=text.hidden_size,
-        intermediate_size=experts * (getattr(text, "moe_intermediate_size", None) or text.intermediate_size),
+        intermediate_size=experts * next(filter(None, of_mlp), 4 * text.hidden_size),
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,

@@ -206,7 +206,10 @@ def _damage_by_format(checkpoint: Path) -> str | None:
         if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
             return f"{name} is torn"
         if name.endswith(".index.json"):
-            shards: dict[str, Any] = json.loads(path.read_text()).get("weight_map", {})
+            try:
+                shards: dict[str, Any] = json.loads(path.read_text()).get("weight_map", {})
+            except ValueError:
+                return f"{name} is torn"
             for shard in sorted(set(shards.values())):
                 if not (path.parent / shard).is_file():
                     return f"{shard} is missing"

@@ -35,9 +35,13 @@ def check_demonstrations(dataset: Any, name: str) -> None:
     if missing or not len(dataset):
         found = f"no column {missing[0]!r} (it has {dataset.column_names})" if missing else "no rows"
         raise DatasetError(f"{name} has {found}: demonstrations need `prompt` and `completion`, or chat `messages`")
+    kinds = str | list if isinstance(dataset[0]["prompt"], list) else str
     for row, completion in enumerate(dataset["completion"]):
-        if not completion:
+        if completion is None or completion in ("", []):
             raise DatasetError(f"{name}: row {row} has no completion ({completion!r}); drop such rows")
+        if not isinstance(completion, kinds):
+            allowed = "a string or messages" if kinds is not str else "a string, as its prompt is"
+            raise DatasetError(f"{name}: the completion of row {row} is {completion!r:.40}: must be {allowed}")
 
 
 def tokenize(row: dict[str, Any], tokenizer: Any, max_length: int) -> Demonstration:

@@ -23,7 +23,7 @@ from trl_ext.trainers.demonstrations import (
 from trl_ext.trainers.hybrid_config import HybridConfig
 from trl_ext.trainers.hybrid_schedule import Phase
 from trl_ext.trainers.merged_checkpoints import MergedCheckpointsMixin
-from trl_ext.trainers.preflight import check_arguments
+from trl_ext.trainers.preflight import check_arguments, check_prompts
 
 check_trl()
 
@@ -85,6 +85,7 @@ class HybridTrainer(MergedCheckpointsMixin):
             check_demonstrations(train_dataset, "train_dataset")
         if sft_dataset is not None:
             check_demonstrations(sft_dataset, "sft_dataset")
+            check_prompts(sft_dataset, "sft_dataset")
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **keyword)
         demonstrations = train_dataset if sft_dataset is None else sft_dataset
         self._demonstrations = [tokenize(row, self._text_tokenizer, args.sft_max_length) for row in demonstrations]

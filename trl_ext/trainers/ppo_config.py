@@ -177,6 +177,7 @@ class PPOConfig(RolloutsConfig):
             "num_generations": 1,
             "value_warmup_steps": 0,
             "cliprange": 0.0,
+            "cliprange_value": 0.0,
             "kl_coef": 0.0,
             "vf_coef": 0.0,
             "positive_lm_coef": 0.0,

@@ -61,7 +61,11 @@ class ResumableMixin(GRPOTrainer):
             logger.warning("output_dir %r has checkpoints of another run, which 'auto' may take later", output_dir)
         self._saved_at, self._orders_drawn = None, 0
         self._newest = Path(checkpoint) if checkpoint else None
-        output = super().train(checkpoint, *args, **kwargs)
+        try:
+            output = super().train(checkpoint, *args, **kwargs)
+        finally:
+            if self._preemption is not None:  # a training that fails comes to no on_train_end
+                self._preemption.on_train_end(self.args, self.state, self.control)
         step, last = self.state.global_step, self.state.max_steps
         if self._preemption is not None and self._preemption.stopped:
             logger.warning("stopped by SIGTERM at step %d of %d: resume_from_checkpoint auto goes on", step, last)

@@ -12,8 +12,9 @@ def record(event, **facts):
     """Add a line to the file that FAKE_SCORER_RECORD names."""
     path = os.environ.get("FAKE_SCORER_RECORD")
     if path:
-        with open(path, "a") as file:
-            file.write(json.dumps({"event": event, "pid": os.getpid(), **facts}) + "\n")
+        line = json.dumps({"event": event, "pid": os.getpid(), **facts}) + "\n"
+        with open(path, "ab", buffering=0) as file:
+            file.write(line.encode())
 
 
 def overlap(completion, reference, source=""):
