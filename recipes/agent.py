@@ -56,10 +56,10 @@ def main() -> None:
     agent_args, training_args, model_args = parse_recipe_args(
         config_class, config, __doc__, arguments_class=AgentArguments
     )
-    task = load_agent_task(agent_args, model_args, training_args)
     trackers = episode_trackers(training_args)
     recorders = [TrajectoryRecorder(Path(training_args.output_dir) / "trajectories"), *trackers]
     with agent_rollout(agent_args, str(model_args.model_name_or_path), recorders) as rollout:
+        task = load_agent_task(agent_args, model_args, training_args)
         trainer = trainer_class(
             model=task.model,
             reward_funcs=task.reward_funcs,

@@ -11,6 +11,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the models are so small that a second thr
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# a machine that stalls makes no failures
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -66,10 +66,14 @@ class Faulty(Talk):
             raise OSError("no such mailbox")
         return text
 
+    @property
+    def hangs(self) -> bool:
+        return getattr(self, "kind", None) == "hang"
+
     def step(self, action: Any) -> Any:
         if self.kind == "raise":
             raise ValueError("broken pipe")
-        if self.kind == "hang":
+        if self.hangs:
             time.sleep(60)
         if self.kind == "garbage":
             return "nonsense"

@@ -3,6 +3,7 @@ import json
 import matplotlib.image
 import pytest
 
+from tests.agents.echo import SayIt
 from trl_ext.agents.trajectory import read_trajectories
 from trl_ext.cli import main
 
@@ -36,6 +37,16 @@ def test_an_environment_of_ones_own_is_evaluated(capsys):
 def test_failed_episodes_are_said(capsys):
     main(["evaluate", "--env", "tests.agents.test_evaluate:Faulty", "--model", "half", "--episodes", "6"])
     assert "half: 1 of 6 episodes failed, the first with ZeroDivisionError: oh" in capsys.readouterr().out
+
+
+def test_every_player_has_a_file_whatever_it_is_called(tmp_path, monkeypatch):
+    """A model is a folder, such as the current one: its name need not have a letter."""
+    monkeypatch.setattr("trl_ext.agents.transformers_player.TransformersPlayer", lambda *args, seed: SayIt(seed))
+    monkeypatch.chdir(tmp_path)
+    names = (".", "./моя", "a/b c")
+    main(["evaluate", "--env", "tests.agents.echo:Echo", "--model", *names, "--episodes", "2", "--output", "out"])
+    files = {path.name: len(read_trajectories(path)) for path in (tmp_path / "out").glob("*.jsonl")}
+    assert files == {"model.jsonl": 2, "моя.jsonl": 2, "a_b_c.jsonl": 2}
 
 
 @pytest.mark.slow

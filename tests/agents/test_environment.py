@@ -104,6 +104,11 @@ def test_observations_are_text_or_messages():
     assert as_text("go") == "go"
 
 
+def test_half_an_emoji_that_no_tokenizer_takes_is_a_question_mark():
+    assert as_messages("a\ud83d") == as_messages([{"role": "user", "content": "a\ud83d"}])
+    assert as_text("a\ud83d \U0001f642") == "a? \U0001f642"
+
+
 def test_calls_go_through_what_the_driver_gives():
     called = []
 

@@ -1,4 +1,5 @@
 import math
+import queue
 import time
 
 import pytest
@@ -69,16 +70,20 @@ class Faulty(Echo):
             raise OSError("the disk is full")
         return super().reset(**row)
 
+    @property
+    def hangs(self):
+        return self.row["seed"] % 22 == 10
+
     def step(self, action):
         if self.row["seed"] % 5 == 4:
             raise ZeroDivisionError("oh")
-        if self.row["seed"] % 11 == 10:
-            return None if self.row["seed"] % 2 else time.sleep(5)
-        return super().step(action)
+        if self.row["seed"] % 22 == 21:
+            return None
+        return time.sleep(60) if self.hangs else super().step(action)
 
 
-def test_episodes_that_fail_are_named_and_left_out_of_the_means():
-    score, trajectories = evaluate(Faulty, Says("yes"), 35, step_timeout=1.0)
+def test_episodes_that_fail_are_named_and_left_out_of_the_means(patient):
+    score, trajectories = evaluate(Faulty, Says("yes"), 35, step_timeout=0.2)
     failed = [seed for seed in range(35) if seed % 5 == 4 or seed % 7 == 6 or seed % 11 == 10]
     assert [place for place, one in enumerate(trajectories) if one.failure] == failed
     assert (score.failed, score.success, score.reward) == (len(failed), 1.0, 2.0)
@@ -118,16 +123,43 @@ def test_an_environment_that_knows_no_success_has_no_rate():
     assert score.reward == 1.0
 
 
-def test_environments_are_reused_and_closed():
-    made = []
+class OnlyWins(Echo):
+    """Says what success is where it is reached, and nothing otherwise."""
+
+    def step(self, action):
+        step = super().step(action)
+        return step._replace(info={"success": True} if step.terminated and self.row["seed"] < 3 else {})
+
+
+def test_where_an_episode_says_that_it_succeeded_the_others_did_not():
+    assert evaluate(OnlyWins, Says("yes"), 12)[0].success == 0.25
+
+
+class Huge(Echo):
+    def step(self, action):
+        return super().step(action)._replace(info={"tokens": 10**400} if self.row["seed"] else {})
+
+
+def test_a_number_that_cannot_be_kept_fails_its_episode_only():
+    score, trajectories = evaluate(Huge, Says("yes"), 3)
+    assert [one.failure for one in trajectories] == [None] + ["OverflowError: int too large to convert to float"] * 2
+    assert score.reward == 2.0
+
+
+def test_environments_are_reused_and_closed_also_those_that_failed():
+    made, closed = [], queue.Queue()
+
+    class Closing(Faulty):
+        def close(self):
+            closed.put(self)
 
     def make():
-        made.append(Echo())
+        made.append(Closing())
         return made[-1]
 
-    evaluate(make, Says("yes"), 20, concurrency=3)
-    assert len(made) == 3
-    assert all(environment.closed for environment in made)
+    evaluate(make, Says("yes"), 10, concurrency=3)
+    assert len(made) == 3 + 2  # the episodes 4 and 6 fail, and the last one
+    assert {closed.get(timeout=60) for _ in made} == set(made)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (1, 10), (5, 10), (10, 10), (30, 100)])

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from tests.agents.echo import Echo
@@ -22,12 +24,36 @@ def test_an_environment_is_found_by_module_and_class():
     assert make_environment("tests.agents.echo:Echo", turns_needed=3).turns_needed == 3
 
 
+def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_of_this_test.py").write_text("from tests.agents.echo import Echo\n")
+    assert isinstance(make_environment("mine_of_this_test:Echo"), Echo)
+
+
 def test_an_environment_can_be_registered():
     register_environment("echo", Echo)
     register_environment("later", "tests.agents.echo:Echo")
     assert isinstance(make_environment("echo"), Echo)
     assert isinstance(make_environment("later"), Echo)
     assert "echo" in list_environments()
+
+
+class Greeter:
+    """Text in, text out, with Gymnasium's interface and nothing of ours."""
+
+    def reset(self, seed=None, options=None):
+        return f"hello {seed}", {}
+
+    def step(self, action):
+        return f"you said {action}", 1.0, True, False, {"success": action == "hi"}
+
+
+def test_an_environment_of_gymnasium_is_found_too():
+    environment = make_environment("tests.agents.test_registry:Greeter")
+    assert environment.reset(**environment.rows(1, seed=3)[0]) == "hello 3"
+    assert environment.step("hi") == ("you said hi", 1.0, True, False, {"success": True})
+    assert environment.players == {}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import inspect
 import json
 import math
+import queue
 import re
 import subprocess
 import sys
@@ -32,7 +33,7 @@ TRAINERS = {
 
 
 def trainer_for(path, name="CISPO", environment=Talk, rollout=None, rows=ROWS, config_options=None, **options):
-    trainer_class, config_class = TRAINERS[name]
+    trainer_class, config_class = TRAINERS.get(name, name)
     rollout = {"max_turns": 5, "max_turn_tokens": 6, "step_timeout": 20.0, **(rollout or {})}
     defaults = {"max_completion_length": 60, "max_steps": 3}
     if issubclass(config_class, PPOConfig):
@@ -266,10 +267,9 @@ def test_ppo_leaves_each_turns_reward_on_the_turns_last_token(tiny, weight):
     def constant(completions, **columns):
         return [10.0] * len(completions)
 
-    TRAINERS["Keeping"] = (Keeping, PPOConfig)
     trainer = trainer_for(
         tiny,
-        "Keeping",
+        (Keeping, PPOConfig),
         config_options={**UNDISCOUNTED, "reward_weights": [weight, 1.0]},
         reward_funcs=[environment_reward, constant],
     )
@@ -280,7 +280,9 @@ def test_ppo_leaves_each_turns_reward_on_the_turns_last_token(tiny, weight):
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_training_goes_on_with_a_fifth_of_the_episodes_failing_and_none_of_them_is_scored(tiny, tmp_path, name):
+def test_training_goes_on_with_a_fifth_of_the_episodes_failing_and_none_of_them_is_scored(
+    tiny, tmp_path, patient, name
+):
     rows = ROWS.map(lambda row: {"prompt": str(row["seed"])})
     trainer_class, config_class = TRAINERS[name]
 
@@ -297,13 +299,12 @@ def test_training_goes_on_with_a_fifth_of_the_episodes_failing_and_none_of_them_
 
     rewards = [environment_reward] if name == "GRPO" else [environment_reward, always_one]
     ours = {"num_generations": 1 if name == "PPO" else 2, "per_device_train_batch_size": 30, "max_steps": 2}
-    TRAINERS["Kept"] = (Kept, config_class)
     trainer = trainer_for(
         tiny,
-        "Kept",
+        (Kept, config_class),
         environment=Faulty,
         rows=rows,
-        rollout={"step_timeout": 1.0, "recorder": TrajectoryRecorder(tmp_path, ["jsonl"])},
+        rollout={"step_timeout": 0.2, "recorder": TrajectoryRecorder(tmp_path, ["jsonl"])},
         reward_funcs=rewards,
         config_options={**ours, "shuffle_dataset": False},
     )
@@ -336,7 +337,7 @@ def test_training_goes_on_with_a_fifth_of_the_episodes_failing_and_none_of_them_
 
 
 @pytest.mark.parametrize("max_failures", [2, 0.1])
-def test_too_many_failures_end_the_run_with_the_first_of_them(tiny, max_failures):
+def test_too_many_failures_end_the_run_with_the_first_of_them(tiny, patient, max_failures):
     trainer = trainer_for(tiny, environment=Faulty, rollout={"max_failures": max_failures, "step_timeout": 0.2})
     with pytest.raises(
         EpisodeFailuresError, match=r"4 of 20 episodes failed, max_failures = .*turn 1: ValueError: broken"
@@ -347,7 +348,39 @@ def test_too_many_failures_end_the_run_with_the_first_of_them(tiny, max_failures
     assert sum(one.failure is not None for one in play(fine, ROWS.select(range(20)))["trajectory"]) == 4
 
 
-def test_an_environment_is_used_again_unless_it_failed(tiny):
+class Huge(Talk):
+    def step(self, action):
+        return super().step(action)._replace(info={"tokens": 10**400} if self.rng.random() < 0.5 else {})
+
+
+def test_what_cannot_be_kept_of_a_step_fails_its_episode_only(tiny):
+    played = play(trainer_for(tiny, environment=Huge, rollout={"max_failures": 1.0}), ROWS.select(range(20)))
+    failures = {one.failure for one in played["trajectory"]}
+    assert None in failures
+    assert len(failures) > 1
+    assert all("OverflowError: int too large" in failure for failure in failures - {None})
+
+
+def test_environments_are_closed_at_once_where_they_failed_and_the_others_in_the_end(tiny):
+    made, closed = [], queue.Queue()
+
+    class Closing(Faulty):
+        def __init__(self):
+            made.append(self)
+
+        def close(self):
+            closed.put(self)
+
+    trainer = trainer_for(tiny, environment=Closing)
+    play(trainer, ROWS.select(range(4)))  # row 0 raises
+    failed = closed.get(timeout=60)
+    assert closed.empty()
+    trainer.rollout.close()
+    assert {failed, *(closed.get(timeout=60) for _ in range(3))} == set(made)
+    assert closed.empty()
+
+
+def test_an_environment_is_used_again_unless_it_failed(tiny, patient):
     made = []
 
     class Numbered(Faulty):

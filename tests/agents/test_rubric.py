@@ -73,6 +73,20 @@ def test_parsed_tool_calls_count_as_actions():
     assert scores["completeness"] == pytest.approx(2 / 3)
 
 
+def test_what_an_example_in_the_prompt_did_counts_for_nothing():
+    example = [{"role": "user", "content": "?"}, *said(call("read")), {"role": "user", "content": "!"}]
+    played = {"messages": [*example, *said(call("search")), {"role": "user", "content": "none"}], "turns": 1}
+    scores = episode_rubric(played, required_actions=["search", "read"], expected=call("search"))
+    assert (scores["completeness"], scores["accuracy"]) == (0.5, 1.0)
+    assert episode_rubric({**played, "messages": example, "turns": 0}, expected=call("read"))["accuracy"] == 0.0
+
+
+def test_a_call_counts_as_the_environment_reads_it():
+    replies = said(f"<tool_call>\n{call('search')}\n</tool_call>", f"I see: {call('read')}", '{"name": 3}')
+    scores = episode_rubric({"messages": replies}, required_actions=["search", "read", "3"])
+    assert scores["completeness"] == pytest.approx(2 / 3)
+
+
 def test_a_failed_episode_is_not_scored():
     assert episode_rubric(EPISODE | {"failure": "turn 1: TimeoutError"}) is None
 

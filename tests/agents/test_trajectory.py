@@ -5,7 +5,13 @@ import pandas as pd
 import pytest
 
 from trl_ext.agents.environment import Step
-from trl_ext.agents.trajectory import Trajectory, TrajectoryRecorder, read_trajectories, write_trajectories
+from trl_ext.agents.trajectory import (
+    Trajectory,
+    TrajectoryRecorder,
+    failure_text,
+    read_trajectories,
+    write_trajectories,
+)
 from trl_ext.cli import main
 from trl_ext.errors import ConfigError, DatasetError
 
@@ -85,6 +91,30 @@ def test_what_is_written_is_what_is_read(tmp_path, suffix):
     assert [file.name for file in tmp_path.iterdir()] == [f"x.{suffix}"]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_no_character_of_a_text_breaks_a_file(tmp_path, suffix):
+    """Those that end a line for Python and not in JSON, and half an emoji, which UTF-8 does not have."""
+    batch = [
+        played(messages=[{"role": "user", "content": text}]) for text in ("a\u2028b\x85c\x0bd", "\ud83d", "\0\r\n")
+    ]
+    write_trajectories(tmp_path / f"x.{suffix}", batch)
+    assert read_trajectories(tmp_path / f"x.{suffix}") == batch
+
+
+def test_a_failure_is_one_line_that_any_file_can_hold(tmp_path):
+    failure = failure_text(ValueError("no\nsuch \ud83d"))
+    assert failure == "ValueError: no such ?"
+    write_trajectories(tmp_path / "x.parquet", [Trajectory([], failure=failure)])
+    assert read_trajectories(tmp_path / "x.parquet")[0].failure == failure
+
+
+def test_empty_lines_are_passed_over(tmp_path):
+    write_trajectories(tmp_path / "x.jsonl", [played()])
+    with (tmp_path / "x.jsonl").open("a") as file:
+        file.write("\n  \n")
+    assert read_trajectories(tmp_path / "x.jsonl") == [played()]
+
+
 def test_parquet_and_jsonl_can_be_read_without_this_package(tmp_path):
     TrajectoryRecorder(tmp_path)([played(), FAILED], "train")
     table = pd.read_parquet(next(tmp_path.glob("*.parquet")))
@@ -111,14 +141,26 @@ def test_a_recorder_keeps_every_batch_of_every_process_and_of_a_resumed_run(tmp_
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "has no trajectories"), ("{", "cannot be read"), ("[1]", ":1: no trajectory"), ('{"a": 1}', "no trajectory")],
+    [
+        ("", "has no trajectories"),
+        ("{", "cannot be read"),
+        ("[1]", ":1: no trajectory"),
+        ('{"a": 1}', "no trajectory"),
+        ('{"messages": null}', ":1: no trajectory: 'messages' is None, and must be a list"),
+        ('{"messages": ["x"]}', ":1: no trajectory: each of its 'messages' must be an object with a 'role'"),
+        ('{"messages": [{"content": "x"}]}', "must be an object with a 'role'"),
+        ('{"messages": [], "rewards": null}', "'rewards' is None, and must be a list"),
+        ('{"messages": [], "row": 3}', "'row' is 3, and must be a dict"),
+    ],
 )
 def test_what_is_no_trajectory_is_refused_with_its_place(tmp_path, content, message):
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(DatasetError, match=re.escape(message)):
         read_trajectories(tmp_path / "x.jsonl")
-    with pytest.raises(DatasetError, match="cannot be read"):
-        read_trajectories(tmp_path / "none.jsonl")
+    pd.DataFrame({"messages": [3]}).to_parquet(tmp_path / "x.parquet")
+    for name in ("none.jsonl", "x.parquet"):
+        with pytest.raises(DatasetError, match=f"{name}' cannot be read"):
+            read_trajectories(tmp_path / name)
     with pytest.raises(ConfigError, match=r"are written as .jsonl or .parquet"):
         write_trajectories(tmp_path / "x.csv", [played()])
 
@@ -153,3 +195,11 @@ def test_stats_sum_up_by_step_and_in_all(tmp_path, capsys):
     assert table[2] == ["step", "3", "3", "0.000", "-0.250", "0.000", "2.000", "4.000", "1.000", "2"]
     assert table[3] == ["all", "6", "0.750", "0.500", "0.433", "2.000", "4.000", "0.250", "2"]
     assert table[-1] == ["2", "turn", "1:", "ValueError:", "broken"]
+
+
+def test_where_no_episode_says_what_success_is_there_is_no_rate(tmp_path, capsys):
+    write_trajectories(tmp_path / "x.jsonl", [played(success=None), played(success=None)])
+    main(["trajectories", "stats", str(tmp_path / "x.jsonl")])
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["all", "2", "-", "0.750"]
+    main(["trajectories", "show", str(tmp_path / "x.jsonl")])
+    assert "over, no word of success, reward 0.75" in capsys.readouterr().out

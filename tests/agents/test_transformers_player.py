@@ -65,7 +65,7 @@ def test_a_conversation_that_fills_the_context_is_cut_off(tiny):
 def test_a_chat_template_is_used_where_there_is_one(tiny, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.chat_template = (
-        "{% for message in messages %}[{{ message['role'][0] }}]{{ message['content'] }}"
+        "{% for message in messages %}{{ '[' + message['role'][0] + ']' + message['content'] }}"
         "{% if message['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}[a]{% endif %}"
     )
@@ -75,6 +75,20 @@ def test_a_chat_template_is_used_where_there_is_one(tiny, tmp_path):
     assert tokenizer.decode(trajectory.prompt_ids) == "[u]go[a]"
     between = [token for token, own in zip(trajectory.completion_ids, trajectory.mask, strict=True) if not own]
     assert tokenizer.decode(between).count("[u]") == tokenizer.decode(between).count("[a]") == 2
+
+    class Wordless(Talk):
+        def step(self, action):
+            said = [{"role": "user", "content": None if self.word else "?"}]
+            return super().step(action)._replace(observation=said)
+
+        def reset(self, **row):
+            self.word = row["seed"] == 1
+            return super().reset(**row)
+
+    _, (fine, failed) = evaluate(Wordless, TransformersPlayer(str(tmp_path), max_new_tokens=2), 2)
+    assert (fine.failure, fine.turns, failed.turns, failed.truncated) == (None, 3, 1, "")
+    assert failed.failure is not None  # the template adds text to text
+
     _, (plain,) = evaluate(Talk, TransformersPlayer(str(tmp_path), max_new_tokens=2, chat=False), 1)
     assert tokenizer.decode(plain.prompt_ids) == "go"
 
@@ -86,7 +100,9 @@ def test_the_tiny_model_plays_the_grid_world(tiny):
     assert score.invalid == 1.0
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"max_new_tokens": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1}, {"temperature": float("nan")}, {"max_new_tokens": 0}, {"batch_size": 0}]
+)
 def test_options_out_of_range_are_refused(tiny, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         TransformersPlayer(tiny, **options)

@@ -1,7 +1,6 @@
 """Each recipe as a user runs it: through `accelerate launch`, in a process of its own."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -22,11 +21,9 @@ CONFIG = ROOT / "accelerate_configs" / "cpu.yaml"
 
 
 def launch(recipe, *args, cwd=ROOT):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    """On one thread, as conftest.py says: beside other work two would spend their time waiting for one another."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
-    return subprocess.run(
-        [*command, str(ROOT / "recipes" / recipe), *args], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+    return subprocess.run([*command, str(ROOT / "recipes" / recipe), *args], cwd=cwd, capture_output=True, text=True)
 
 
 def on_a_file(tiny, folder, *args):

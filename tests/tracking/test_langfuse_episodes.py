@@ -20,11 +20,11 @@ def tracker(monkeypatch, request):
 
     made = []
 
-    def make(url):
+    def make(url, timeout=60):
         monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", f"pk {request.node.name}")
         monkeypatch.setenv("LANGFUSE_SECRET_KEY", "sk")
         monkeypatch.setenv("LANGFUSE_BASE_URL", url)
-        monkeypatch.setenv("LANGFUSE_TIMEOUT", "1")
+        monkeypatch.setenv("LANGFUSE_TIMEOUT", str(timeout))
         made.append(LangfuseEpisodes(session="my run", tracer_provider=TracerProvider()))
         return made[-1]
 
@@ -73,6 +73,7 @@ def test_what_failed_is_an_error_that_says_why(tracker):
         ("episode", "reset: OSError: no such mailbox"),
     ]
     assert (errors[0]["began"], errors[0]["ended"]) == (1001.0, 1021.0)  # as long as it hung
+    assert (errors[2]["began"], errors[2]["ended"]) == (1000.0, 1002.0)  # its reset
     cut = next(span for span in server.spans if span["name"] == "righ")
     assert (cut["began"], cut["ended"], cut[f"{META}.reward"]) == (1001.25, 1001.25, None)
 
@@ -90,13 +91,13 @@ def test_the_actions_before_the_one_that_failed_are_no_errors(tracker):
 def test_where_langfuse_cannot_be_reached_there_is_one_warning(tracker, caplog, monkeypatch, status):
     monkeypatch.setattr(langfuse_episodes._only_one, "warned", False)
     with LangfuseServer(status or 200) as server:
-        one = tracker(server.url if status else "http://127.0.0.1:9")
+        one = tracker(server.url if status else "http://127.0.0.1:9", timeout=1)
         for _ in range(3):
             send(one, DONE)
-    (record,) = caplog.records
+    (record,) = [one for one in caplog.records if one.name in langfuse_episodes._LOGGERS]
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("training goes on, but not all traces reach Langfuse: ")
-    assert server.requests == (3 if status else 0)
+    assert server.requests >= (3 if status else 0)  # more, where the client sends some spans before it is told to
 
 
 def test_langfuse_that_is_not_installed_is_an_error_that_says_what_to_do(monkeypatch):

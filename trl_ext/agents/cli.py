@@ -82,7 +82,8 @@ def _run(args: argparse.Namespace, find_model: Callable[[str], str]) -> None:
         )
         scores.append(score)
         if output:
-            write_trajectories(output / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name).strip('_')}.jsonl", trajectories)
+            stem = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "model"
+            write_trajectories(output / f"{stem}.jsonl", trajectories)
         failures = [one.failure for one in trajectories if one.failure]
         if failures:
             print(f"{name}: {len(failures)} of {args.episodes} episodes failed, the first with {failures[0]}")

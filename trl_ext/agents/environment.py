@@ -124,15 +124,23 @@ async def take_turn(environment: Environment, text: str, call: Callable[..., Any
 def as_messages(observation: Any) -> Messages:
     """An observation as chat messages: text is the user's."""
     if isinstance(observation, str):
-        return [{"role": "user", "content": observation}]
+        return [{"role": "user", "content": encodable(observation)}]
     if isinstance(observation, list) and all(isinstance(part, dict) and "role" in part for part in observation):
-        return observation
+        return [
+            {**part, "content": encodable(part["content"])} if isinstance(part.get("content"), str) else part
+            for part in observation
+        ]
     raise EnvironmentStepError(f"observation {_short(observation)}: must be text or a list of chat messages")
 
 
 def as_text(observation: Any) -> str:
     """An observation as text: the contents of its messages, a line each."""
     return "\n".join(str(message.get("content") or "") for message in as_messages(observation))
+
+
+def encodable(text: str) -> str:
+    """Text that tokenizers and files take: without halves of emojis, which a model's JSON can have (`"\\ud83d"`)."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _checked(step: Any) -> Step:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from trl_ext.agents.trajectory import Trajectory
+from trl_ext.agents.trajectory import Trajectory, successes
 from trl_ext.errors import RewardError
 
 
@@ -41,8 +41,8 @@ def episode_metrics(trajectories: list[Trajectory]) -> dict[str, float]:
     metrics = {"failed": 1.0 - len(played) / len(trajectories)}
     if not played:
         return metrics
-    if any(one.success is not None for one in played):  # then no word of it is none
-        metrics["success"] = sum(bool(one.success) for one in played) / len(played)
+    if known := successes(played):
+        metrics["success"] = sum(known) / len(known)
     metrics["turns"] = sum(one.turns for one in played) / len(played)
     metrics["truncated"] = sum(bool(one.truncated) for one in played) / len(played)
     for name in sorted({name for one in played for name in one.metrics} - set(metrics)):

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from trl_ext.agents.environment import Environment, begin, take_turn
 from trl_ext.agents.players import Episode, Player
-from trl_ext.agents.stepping import Stepper
-from trl_ext.agents.trajectory import Trajectory, json_columns
+from trl_ext.agents.stepping import Stepper, put_back, settle
+from trl_ext.agents.trajectory import Trajectory, json_columns, successes
 from trl_ext.errors import ConfigError
 
 
@@ -79,7 +79,8 @@ def evaluate(
             _play_turn([episode for episode in active if episode.playing], player, stepper)
             ended = [episode for episode in active if not episode.playing]
             active = [episode for episode in active if episode.playing]
-            idle += [one.environment for one in ended if not one.trajectory.failure]  # one that failed may still hang
+            for one in ended:
+                put_back(one.environment, one.trajectory.failure, idle)
             over += ended
             progress.update(len(ended))
             progress.set_postfix(reward=_mean(_rewards(over)), refresh=False)
@@ -93,10 +94,7 @@ def _begin(starts: Sequence[tuple[int, dict[str, Any], Environment]], stepper: S
     episodes = [Episode(number, env, Trajectory([], row=json_columns(row))) for number, row, env in starts]
     first = stepper.run([begin(environment, row, stepper.call) for _, row, environment in starts])
     for episode, messages in zip(episodes, first, strict=True):
-        if isinstance(messages, BaseException):
-            episode.fail(messages)
-        else:
-            episode.trajectory.messages = list(messages)
+        settle(episode, messages, episode.trajectory.messages.extend)
     return episodes
 
 
@@ -104,23 +102,20 @@ def _play_turn(episodes: Sequence[Episode], player: Player, stepper: Stepper) ->
     replies = player.act(episodes) if episodes else []
     answered = []
     for episode, reply in zip(episodes, replies, strict=True):
-        if reply is None:
-            episode.trajectory.truncated = "context"
-        else:
+        if reply is not None:
             episode.messages.append({"role": "assistant", "content": reply})
             answered.append((episode, reply))
+        elif episode.playing:
+            episode.trajectory.truncated = "context"
     steps = stepper.run([take_turn(episode.environment, reply, stepper.call) for episode, reply in answered])
     for (episode, _), step in zip(answered, steps, strict=True):
-        if isinstance(step, BaseException):
-            episode.fail(step)
-        else:
-            episode.add(step)
+        settle(episode, step, episode.add)
 
 
 def summarize(episodes: Sequence[Episode], player: str, seconds: float) -> Score:
     """The score of episodes that took so many seconds together."""
     played = [episode for episode in episodes if not episode.trajectory.failure]
-    known = [bool(episode.trajectory.success) for episode in played if episode.trajectory.success is not None]
+    known = successes([episode.trajectory for episode in played])
     low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
     rewards, turns = _rewards(played), sum(episode.turns for episode in played)
     tokens = [episode.trajectory.sampled_tokens for episode in played if episode.trajectory.completion_ids]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trl_ext.agents.environment import Messages, Step
-from trl_ext.agents.trajectory import Trajectory
+from trl_ext.agents.trajectory import Trajectory, failure_text
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Episode:
 
     def fail(self, error: BaseException) -> None:
         """The episode ends here, and says nothing about the player."""
-        self.trajectory.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        self.trajectory.failure = failure_text(error)
 
 
 class Player(ABC):

@@ -1,10 +1,12 @@
 """Environments by name, for the command line and the recipes."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from trl_ext.agents.environment import Environment
+from trl_ext.agents.environment import Environment, from_gymnasium
 from trl_ext.errors import ConfigError, choices
 
 _ENVIRONMENTS: dict[str, str | Callable[..., Environment]] = {
@@ -24,7 +26,7 @@ def list_environments() -> list[str]:
 
 
 def make_environment(name: str, **options: Any) -> Environment:
-    """The environment of that name, or of `module:Class`, made with `options`.
+    """The environment of that name, or of `module:Class`, made with `options`. One of Gymnasium's is wrapped.
 
     Raises:
         ConfigError: there is none, or it does not take the options.
@@ -36,7 +38,7 @@ def make_environment(name: str, **options: Any) -> Environment:
         raise ConfigError(f"environment {name!r} with {options}: {error}") from error
     if not (callable(getattr(environment, "reset", None)) and callable(getattr(environment, "step", None))):
         raise ConfigError(f"environment {name!r} has no methods 'reset' and 'step'")
-    return environment
+    return environment if isinstance(environment, Environment) else from_gymnasium(environment)
 
 
 def _find(name: str) -> Callable[..., Environment]:
@@ -47,7 +49,18 @@ def _find(name: str) -> Callable[..., Environment]:
     if not attribute:
         raise ConfigError(f"no environment {name!r}; {choices(name, _ENVIRONMENTS)}; or give module:Class")
     try:
-        found: Callable[..., Environment] = getattr(importlib.import_module(module), attribute)
+        found: Callable[..., Environment] = import_from_here(module, attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"environment {name!r} cannot be imported: {error}") from error
     return found
+
+
+def import_from_here(module: str, attribute: str) -> Any:
+    """What a module has, also one of the current folder, where a command's Python does not look by itself.
+
+    Raises:
+        ImportError, AttributeError: there is none.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return getattr(importlib.import_module(module), attribute)

@@ -10,7 +10,7 @@ from trl_ext.agents.batch_rollout import BatchRollout, Recorder, check_at_least_
 from trl_ext.agents.environment import Environment
 from trl_ext.agents.sampled_episode import SampledEpisode
 from trl_ext.agents.sampling import sample
-from trl_ext.agents.stepping import Stepper
+from trl_ext.agents.stepping import Stepper, put_back, settle
 from trl_ext.agents.trajectory import Trajectory
 from trl_ext.errors import ConfigError
 
@@ -45,7 +45,8 @@ def environment_rollout(
     `environment_reward`). A failed episode has a trajectory with a `failure`, and no token that counts.
 
     Args:
-        env_factory: makes an environment; each is used for one episode at a time, and again unless it failed.
+        env_factory: makes an environment; each is used for one episode at a time, and again unless it failed. One that
+            failed is closed at once, the others by the `close()` of what this returns.
         max_turns: of the model, in an episode. None: the environment's own `max_turns`, or 10 if it has none.
         max_turn_tokens: of the model, in a turn. A turn that reaches it is handed to the environment as it is.
         max_concurrency: how many environments work at a time.
@@ -80,8 +81,6 @@ class EnvironmentRollout(BatchRollout):
     ):
         super().__init__(max_turns, max_turn_tokens, max_failures, chat, recorder)
         check_at_least_one(max_concurrency=max_concurrency)
-        if step_timeout is not None and not step_timeout > 0:
-            raise ConfigError(f"step_timeout = {step_timeout}: must be greater than 0 (seconds), or None")
         if not callable(env_factory):
             raise ConfigError(
                 f"env_factory = {env_factory!r}: must be an environment's class, or a callable that makes one"
@@ -90,13 +89,20 @@ class EnvironmentRollout(BatchRollout):
         self._stepper = Stepper(max_concurrency, step_timeout)
         self._idle: list[Environment] = []
 
+    def close(self) -> None:
+        """Close the environments. Those of a later rollout are made anew."""
+        while self._idle:
+            self._idle.pop().close()
+
     def _play(self, prompts: list[Any], trainer: Any, bar: Any) -> list[Trajectory]:
         started = time.perf_counter()
         episodes = self._begin(prompts, trainer)
         while self._play_turn(episodes, trainer):
             show(bar, [episode.trajectory for episode in episodes if not episode.playing])
         pad_token, seconds = self._tokenizer(trainer).pad_token_id, time.perf_counter() - started
-        self._idle += [e.environment for e in episodes if e.environment is not None and not e.trajectory.failure]
+        for episode in episodes:
+            if isinstance(episode.environment, Environment):
+                put_back(episode.environment, episode.trajectory.failure, self._idle)
         return [episode.finish(pad_token, seconds) for episode in episodes]
 
     def _begin(self, prompts: list[Any], trainer: Any) -> list[SampledEpisode]:
@@ -107,10 +113,7 @@ class EnvironmentRollout(BatchRollout):
         ]
         begun = self._stepper.run([episode.begin(self.env_factory, self._stepper) for episode in episodes])
         for episode, messages in zip(episodes, begun, strict=True):
-            if isinstance(messages, BaseException):
-                episode.fail(messages)
-            else:
-                episode.open(messages)
+            settle(episode, messages, episode.open)
         return episodes
 
     def _play_turn(self, episodes: list[SampledEpisode], trainer: Any) -> bool:
@@ -132,10 +135,7 @@ class EnvironmentRollout(BatchRollout):
         ]
         steps = self._stepper.run([episode.step(self._stepper) for episode in ready])
         for episode, step in zip(ready, steps, strict=True):
-            if isinstance(step, BaseException):
-                episode.fail(step)
-            else:
-                episode.answer(step)
+            settle(episode, step, episode.answer)
         return True
 
 

@@ -1,11 +1,13 @@
 """A score of an episode by four weighted criteria, without a model."""
 
-import json
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from trl_ext.errors import ConfigError
+from trl_ext.agents.actions import ToolCallParser
+from trl_ext.agents.trajectory import content_text, reply_places
+from trl_ext.errors import ActionError, ConfigError
 
 WEIGHTS = {"accuracy": 0.4, "efficiency": 0.3, "completeness": 0.2, "satisfaction": 0.1}
 
@@ -86,23 +88,23 @@ def _satisfaction(episode: Any) -> float:
 
 
 def _actions(episode: Any) -> Iterable[str]:
-    """The names of the tool calls: of messages that have them parsed, and of replies that are one as JSON."""
-    for message in _get(episode, "messages") or []:
-        if message.get("role") != "assistant":
-            continue
+    """The names of the tool calls: of messages that have them parsed, and of replies as `ToolCallParser` reads them."""
+    for message in _replies(episode):
         for call in message.get("tool_calls") or []:
             yield str(call.get("function", call).get("name"))
-        try:
-            call = json.loads(message.get("content") or "")
-        except (ValueError, TypeError):
-            continue
-        if isinstance(call, dict) and "name" in call:
-            yield str(call["name"])
+        with contextlib.suppress(ActionError):
+            yield ToolCallParser().parse(content_text(message))["name"]
 
 
 def _last_reply(episode: Any) -> str:
-    replies = [message for message in _get(episode, "messages") or [] if message.get("role") == "assistant"]
+    replies = _replies(episode)
     return str(replies[-1].get("content") or "") if replies else ""
+
+
+def _replies(episode: Any) -> list[dict[str, Any]]:
+    """The messages that the model wrote: not those of examples in the prompt, where the number of turns is known."""
+    messages = _get(episode, "messages") or []
+    return [messages[place] for place in reply_places(messages, _get(episode, "turns", len(messages)))]
 
 
 def _get(episode: Any, name: str, default: Any = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from trl_ext.agents.environment import Environment, Messages, Step, as_messages, begin, take_turn
 from trl_ext.agents.rendering import Renderer
 from trl_ext.agents.stepping import Clock, Stepper
-from trl_ext.agents.trajectory import Trajectory, json_columns
+from trl_ext.agents.trajectory import Trajectory, failure_text, json_columns
 from trl_ext.errors import EnvironmentStepError
 
 DEFAULT_TURNS = 10  # where neither the user nor the environment says
@@ -118,13 +118,12 @@ class SampledEpisode:
 
     def fail(self, error: BaseException | str) -> None:
         """The episode ends here and is not scored."""
-        if isinstance(error, BaseException):
-            error = f"{type(error).__name__}: {error}"
+        what = failure_text(error) if isinstance(error, BaseException) else " ".join(error.split())
         place = f"turn {self.trajectory.turns + 1}" if self.trajectory.messages else "reset"
         if self._turn:
             self._say()
         self.trajectory.success = None
-        self.trajectory.failure = f"{place}: {' '.join(error.split())}"[:500]
+        self.trajectory.failure = f"{place}: {what}"[:500]
 
     def finish(self, pad_token: int, seconds: float) -> Trajectory:
         """What is recorded, in a form that TRL can take: no prompt and no completion without a token."""

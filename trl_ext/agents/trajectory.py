@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from trl_ext.agents.environment import Step, as_messages
+from trl_ext.agents.environment import Step, as_messages, encodable
 from trl_ext.errors import ConfigError, DatasetError
 
 Format = Literal["jsonl", "parquet"]
@@ -87,9 +87,7 @@ class Trajectory:
     @property
     def replies(self) -> list[int]:
         """Where in `messages` the model's replies are. Examples of them in the prompt come before, and are none."""
-        said = [place for place, message in enumerate(self.messages) if message["role"] == "assistant"]
-        unanswered = bool(said) and said[-1] == len(self.messages) - 1
-        return said[max(len(said) - self.turns - unanswered, 0) :]
+        return reply_places(self.messages, self.turns)
 
     @property
     def opening(self) -> str:
@@ -130,10 +128,18 @@ class Trajectory:
         Raises:
             DatasetError: it is no trajectory.
         """
-        known = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or not isinstance(values.get("messages"), list):
+        if not isinstance(values, dict) or "messages" not in values:
             raise DatasetError("no trajectory: it must be an object with 'messages'")
-        return cls(**{key: value for key, value in values.items() if key in known})
+        empty = vars(cls([]))
+        known = {name: value for name, value in values.items() if name in empty}
+        for name, value in known.items():
+            if isinstance(empty[name], list | dict | str) and not isinstance(value, type(empty[name])):
+                raise DatasetError(
+                    f"no trajectory: {name!r} is {value!r:.40}, and must be a {type(empty[name]).__name__}"
+                )
+        if not all(isinstance(message, dict) and "role" in message for message in known["messages"]):
+            raise DatasetError("no trajectory: each of its 'messages' must be an object with a 'role'")
+        return cls(**known)
 
 
 def write_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> None:
@@ -147,7 +153,8 @@ def write_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> 
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         if path.suffix == ".jsonl":
-            part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            part.write_text(lines, encoding="utf-8", errors="backslashreplace")  # half an emoji, as JSON writes it
         elif path.suffix == ".parquet":
             table = pd.DataFrame([row | {name: json.dumps(row[name]) for name in _FREE_FORM} for row in rows])
             table.to_parquet(part, index=False)
@@ -210,12 +217,29 @@ class TrajectoryRecorder:
         return self.folder / f"{stem}_{count:03d}.{name}"
 
 
+def reply_places(messages: Sequence[dict[str, Any]], turns: int) -> list[int]:
+    """Where the replies of an episode of so many turns are: the last ones, with one that was not answered."""
+    said = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    unanswered = bool(said) and said[-1] == len(messages) - 1
+    return said[max(len(said) - turns - unanswered, 0) :]
+
+
 def content_text(message: dict[str, Any]) -> str:
     """A message's content as text; of blocks that are none, what they are."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(block.get("text") or f"<{block.get('type')}>" for block in content if isinstance(block, dict))
     return str(content or "")
+
+
+def failure_text(error: BaseException) -> str:
+    """An exception in one line of text that any file can hold."""
+    return encodable(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+
+
+def successes(played: Sequence[Trajectory]) -> list[bool]:
+    """Which of the episodes succeeded: where one says that it did or did not, no word of it is none. Else nothing."""
+    return [bool(one.success) for one in played] if any(one.success is not None for one in played) else []
 
 
 def json_columns(row: dict[str, Any]) -> dict[str, Any]:
@@ -237,8 +261,9 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             table = pd.read_parquet(path)
             rows = [{str(name): _plain(value) for name, value in row.items()} for row in table.to_dict("records")]
             return [row | {name: json.loads(row[name]) for name in _FREE_FORM if name in row} for row in rows]
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8") as file:  # `splitlines` would split at characters that stand in a text, too
+            return [json.loads(line) for line in file if line.strip()]
+    except (OSError, TypeError, ValueError) as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())}") from None
 
 

@@ -1,5 +1,6 @@
 """Trajectories for people: one episode turn by turn, and a table of many."""
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from trl_ext.agents.trajectory import Trajectory, content_text
+from trl_ext.agents.trajectory import Trajectory, content_text, successes
 from trl_ext.errors import ConfigError
 
 ROWS = 8  # at most so many ranges of steps in the table
@@ -37,7 +38,8 @@ def replay(trajectories: Sequence[Trajectory], episode: int) -> str:
 
 def stats(trajectories: Sequence[Trajectory]) -> str:
     """A table of success, reward, turns, tokens and failures, by training step and in all; the kinds of failures."""
-    table = pd.DataFrame([_numbers(one) for one in trajectories])
+    known = bool(successes([one for one in trajectories if one.failure is None]))
+    table = pd.DataFrame([_numbers(one, known) for one in trajectories])
     groups: list[tuple[str, Any]] = []
     steps = sorted(table["step"].unique())
     if len(steps) > 1:
@@ -55,13 +57,13 @@ def stats(trajectories: Sequence[Trajectory]) -> str:
     return "\n".join(lines)
 
 
-def _numbers(one: Trajectory) -> dict[str, Any]:
+def _numbers(one: Trajectory, success_known: bool) -> dict[str, Any]:
     if one.failure is not None:
         return {"step": one.step, "failed": True}
     return {
         "step": one.step,
         "failed": False,
-        "success": float(bool(one.success)),
+        "success": float(bool(one.success)) if success_known else math.nan,
         "reward": one.reward,
         "turns": one.turns,
         "tokens": one.sampled_tokens,
@@ -75,7 +77,7 @@ def _row(name: str, rows: Any) -> str:
     if not played.empty:
         means = [played[column].mean() for column in ("success", "reward", "turns", "tokens", "cut")]
         means.insert(2, played["reward"].std(ddof=0))
-        cells = [f"{mean:.3f}" for mean in means]
+        cells = ["-" if math.isnan(mean) else f"{mean:.3f}" for mean in means]
     return f"{name:<16}{len(rows):>10}" + "".join(f"{cell:>10}" for cell in cells) + f"{len(rows) - len(played):>10}"
 
 
@@ -83,5 +85,5 @@ def _ending(one: Trajectory) -> str:
     if one.failure is not None:
         return f"FAILED at {one.failure}"
     end = "over" if one.terminated else f"cut off ({one.truncated})" if one.truncated else "unfinished"
-    outcome = "success" if one.success else "no success"
+    outcome = "success" if one.success else "no success" if one.success is False else "no word of success"
     return f"{end}, {outcome}, reward {one.reward:.4g}, {one.turns} turns, {one.sampled_tokens} tokens sampled"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trl_ext.agents.players import Episode, Player
+from trl_ext.agents.stepping import settle
 from trl_ext.errors import ConfigError, ModelNotFoundError
 
 
@@ -33,8 +34,8 @@ class TransformersPlayer(Player):
         chat: bool | None = None,
         seed: int = 0,
     ) -> None:
-        if temperature < 0:
-            raise ConfigError(f"temperature = {temperature}: must be at least 0")
+        if not 0 <= temperature < float("inf"):
+            raise ConfigError(f"temperature = {temperature}: must be at least 0 and finite")
         for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if number < 1:
                 raise ConfigError(f"{name} = {number}: must be at least 1")
@@ -63,8 +64,8 @@ class TransformersPlayer(Player):
 
     def act(self, episodes: Sequence[Episode]) -> list[str | None]:
         for episode in episodes:
-            self._read(episode)
-        room = [self._context - len(_ids(episode)) for episode in episodes]
+            settle(episode, episode, self._read)
+        room = [self._context - len(_ids(episode)) if episode.playing else 0 for episode in episodes]
         replies: list[str | None] = [None] * len(episodes)
         whole = [place for place, left in enumerate(room) if left >= self.max_new_tokens]
         batches = [whole[start : start + self.batch_size] for start in range(0, len(whole), self.batch_size)]

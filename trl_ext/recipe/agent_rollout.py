@@ -18,7 +18,7 @@ TOKEN = "TRL_EXT_TOKEN"
 def agent_rollout(
     agent_args: AgentArguments, model: str, recorders: Sequence[Recorder]
 ) -> Iterator[Callable[..., dict[str, Any]]]:
-    """The rollout function that the arguments ask for; a server that it needs is closed at the end.
+    """The rollout function that the arguments ask for; its environments, or a server, are closed at the end.
 
     Raises:
         ConfigError: `serve` is no address, or others could use the server without a token.
@@ -30,7 +30,11 @@ def agent_rollout(
         "recorder": recorders,
     }
     if agent_args.serve is None:
-        yield environment_rollout(lambda: environment_of(agent_args), step_timeout=agent_args.step_timeout, **shared)
+        rollout = environment_rollout(
+            lambda: environment_of(agent_args), step_timeout=agent_args.step_timeout, **shared
+        )
+        with contextlib.closing(rollout):
+            yield rollout
         return
     try:
         from trl_ext.serving.ledger import Rules

@@ -1,5 +1,6 @@
 """What recipes/agent.py trains on: an environment's episodes, and a tiny model that has seen some, badly played."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 from datasets import Dataset
 from trl import GRPOConfig, ModelConfig
 
@@ -16,8 +16,8 @@ from trl_ext.agents.environment import Environment
 from trl_ext.agents.environment_reward import environment_reward
 from trl_ext.agents.registry import list_environments, make_environment
 from trl_ext.errors import ConfigError
-from trl_ext.recipe.arguments import RecipeArguments
-from trl_ext.recipe.task import Task, load_model
+from trl_ext.recipe.arguments import RecipeArguments, words_of
+from trl_ext.recipe.task import Task, fit_start_model, load_model
 
 WALKS, CLOSER, FIT_STEPS = 3000, 0.5, 400  # what the tiny model is fitted to, and for how many steps
 
@@ -70,10 +70,11 @@ def chosen_trainer(args: Sequence[str], choices: Sequence[str]) -> str:
     Raises:
         ConfigError: no such trainer.
     """
-    given = {key: value for key, value in itertools.pairwise(args) if key in ("--trainer", "--config")}
+    given = dict(itertools.pairwise(words_of(args)))
     name = given.get("--trainer")
-    if name is None and "--config" in given and Path(given["--config"]).is_file():
-        name = (yaml.safe_load(Path(given["--config"]).read_text()) or {}).get("trainer")
+    if name is None and "--config" in given:
+        with contextlib.suppress(OSError, ValueError, AttributeError, yaml.YAMLError):  # who parses the rest says so
+            name = yaml.safe_load(Path(given["--config"]).read_text()).get("trainer")
     if name is not None and name not in choices:
         raise ConfigError(f"trainer = {name!r}: must be one of {', '.join(choices)}")
     return name or choices[0]
@@ -81,8 +82,8 @@ def chosen_trainer(args: Sequence[str], choices: Sequence[str]) -> str:
 
 def default_config(args: Sequence[str], trainer: str) -> str:
     """The config of a command line that names neither one nor a model: other environments than the grid need words."""
-    given = {key: value for key, value in itertools.pairwise(args) if key in ("--env", "--environment")}
-    if set(given.values()) - {"grid_world"}:
+    given = dict(itertools.pairwise(words_of(args)))
+    if {given.get("--env"), given.get("--environment")} - {"grid_world", None}:
         return "agent_smollm2.yaml"
     return "agent_ppo.yaml" if trainer == "ppo" else "agent.yaml"
 
@@ -113,6 +114,11 @@ def load_agent_task(agent_args: AgentArguments, model_args: ModelConfig, trainin
     """
     if agent_args.dataset_name != "env":
         raise ConfigError(f"dataset_name = {agent_args.dataset_name!r}: this recipe plays the rows of --env")
+    for name, count, least in (
+        ("episodes", agent_args.episodes, 1), ("heldout_episodes", agent_args.heldout_episodes, 0),
+    ):  # fmt: skip
+        if count < least:
+            raise ConfigError(f"{name} = {count}: must be at least {least}")
     environment = environment_of(agent_args)
     rows = environment.rows(agent_args.episodes + agent_args.heldout_episodes, training_args.seed)
     dataset = Dataset.from_list([{**row, "prompt": ""} for row in rows])
@@ -130,21 +136,18 @@ def load_agent_task(agent_args: AgentArguments, model_args: ModelConfig, trainin
 
 def _fit_tiny(agent_args: AgentArguments, training_args: GRPOConfig) -> str:
     from trl_ext.agents.environments.grid_world import demonstrations
-    from trl_ext.builtin.tiny_model import fit_tiny_model
 
     if agent_args.environment != "grid_world":
         raise ConfigError(
             f"builtin:tiny has learnt to read grid_world only, not {agent_args.environment!r}: "
             "give --model_name_or_path, e.g. builtin:smollm2"
         )
-    folder = Path(str(training_args.output_dir)) / "start_model"
-    finished = (folder / "config.json").is_file()
-    if PartialState().is_main_process and not (training_args.resume_from_checkpoint and finished):
-        print(f"Fitting the tiny model to walks of which {CLOSER:.0%} of the steps are sure to lead closer", flush=True)
-        walks = whole_walks(demonstrations(WALKS, CLOSER, training_args.seed))
-        fit_tiny_model(folder, walks, steps=FIT_STEPS, seed=training_args.seed)
-    PartialState().wait_for_everyone()
-    return str(folder)
+    return fit_start_model(
+        training_args,
+        f"walks of which {CLOSER:.0%} of the steps are sure to lead closer",
+        lambda: whole_walks(demonstrations(WALKS, CLOSER, training_args.seed)),
+        steps=FIT_STEPS,
+    )
 
 
 def whole_walks(turns: list[dict[str, str]]) -> Dataset:

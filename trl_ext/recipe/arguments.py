@@ -83,6 +83,18 @@ class RecipeArguments:
     )
 
 
+def words_of(args: Sequence[str]) -> list[str]:
+    """A command line with each option spelt one way: `--an-option=value` as `--an_option`, `value`."""
+    words = []
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if not re.fullmatch(r"--[\w-]+", option):
+            words.append(arg)
+            continue
+        words += [f"--{option[2:].replace('-', '_')}", *([value] if equals else [])]
+    return words
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     pass
 
@@ -99,7 +111,9 @@ def parse_recipe_args(
     Raises:
         ConfigError: an unknown option (with the close ones), a bad value, a config file that cannot be read.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    args = words_of(sys.argv[1:] if args is None else args)
+    if args[-1:] == ["--config"]:
+        raise ConfigError("--config: give a YAML file")
     if not {"--config", "--model_name_or_path", "--help", "-h"} & set(args):
         args = ["--config", str(default_config), *args]
     # TRL 1.16 sets `gradient_checkpointing` itself (base_config.py), under the name that transformers 5.23 deprecates

@@ -1,10 +1,7 @@
 """A recipe's task: which model, which prompts, which rewards."""
 
-import importlib
 import json
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from trl import GRPOConfig, ModelConfig
 
+from trl_ext.agents.registry import import_from_here
 from trl_ext.errors import ConfigError, DatasetError
 from trl_ext.recipe.arguments import TRL_REWARDS, RecipeArguments
 from trl_ext.rewards import make_reward, make_reward_funcs
@@ -84,6 +82,17 @@ def load_model(name: str, training_args: GRPOConfig) -> str:
 
 def _fit_tiny(training_args: GRPOConfig) -> str:
     from trl_ext.builtin.arithmetic import arithmetic_demonstrations
+
+    what = "arithmetic demonstrations, half of them wrong"
+    return fit_start_model(training_args, what, lambda: arithmetic_demonstrations(seed=training_args.seed))
+
+
+def fit_start_model(training_args: GRPOConfig, what: str, demonstrations: Callable[[], Dataset], **options: Any) -> str:
+    """The folder of a tiny model that one process fits to demonstrations; a resumed run has it already.
+
+    Raises:
+        OutputDirError: the output folder cannot be written.
+    """
     from trl_ext.builtin.tiny_model import fit_tiny_model
     from trl_ext.trainers.preflight import check_output_dir
 
@@ -91,8 +100,8 @@ def _fit_tiny(training_args: GRPOConfig) -> str:
     folder = Path(str(training_args.output_dir)) / "start_model"
     finished = (folder / "config.json").is_file()
     if PartialState().is_main_process and not (training_args.resume_from_checkpoint and finished):
-        print("Fitting the tiny model to arithmetic demonstrations, half of them wrong", flush=True)
-        fit_tiny_model(folder, arithmetic_demonstrations(seed=training_args.seed), seed=training_args.seed)
+        print(f"Fitting the tiny model to {what}", flush=True)
+        fit_tiny_model(folder, demonstrations(), seed=training_args.seed, **options)
     PartialState().wait_for_everyone()
     return str(folder)
 
@@ -198,10 +207,8 @@ def _load_reward(name: str) -> Callable[..., Any]:
         return getattr(trl.rewards, name)  # type: ignore[no-any-return]
     module, _, function = name.rpartition(".")
     if module:
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
         try:
-            return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+            return import_from_here(module, function)  # type: ignore[no-any-return]
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"reward_funcs: {name!r} cannot be imported ({error})") from None
     raise ConfigError(f"reward_funcs: no {name!r}; give {', '.join(TRL_REWARDS)}, or module.function")

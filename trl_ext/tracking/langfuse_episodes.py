@@ -53,7 +53,8 @@ class LangfuseEpisodes(EpisodeTracker):
         from opentelemetry.trace import set_span_in_context
 
         episode = one.trajectory
-        began = ended = episode.called_at[0] if episode.called_at else time.time()
+        began = episode.called_at[0] if episode.called_at else time.time()
+        ended = began + (episode.called_for[0] if episode.called_for else 0.0)  # the reset
         root = self._tracer.start_span("episode", start_time=_ns(began))
         context = set_span_in_context(root)
         for action in actions(episode):

@@ -1,4 +1,5 @@
 import asyncio
+import inspect
 import json
 
 import pytest
@@ -250,6 +251,23 @@ def test_the_first_observation_explains_the_tools_unless_told_not_to(index):
     assert '{"name": "select"' in EmailSearch(index, QUESTIONS, task="select").reset(seed=0)
     assert '{"name": "answer"' in EmailSearch(index, QUESTIONS).reset(seed=0)
     assert EmailSearch(index, [QUESTIONS[0]], explain=False).reset(seed=0) == "Question: How much was the lunch?"
+
+
+@pytest.mark.parametrize("task", ["answer", "select"])
+def test_an_example_shows_calls_that_the_environment_takes_before_the_question(index, task):
+    environment = EmailSearch(index, [QUESTIONS[0]], task=task, example=True)
+    said = environment.reset(seed=0)
+    assert [message["role"] for message in said] == ["user", "assistant"] * 3 + ["user"]
+    assert said[0]["content"].startswith(
+        EmailSearch(index, [QUESTIONS[0]], task=task).reset(seed=0).split("Question")[0]
+    )
+    assert said[-1]["content"].endswith("Question: How much was the lunch?")
+    calls = [environment.parser.parse(message["content"]) for message in said[1::2]]
+    assert [made["name"] for made in calls] == ["search", "read", task]
+    for made in calls:
+        inspect.signature(getattr(environment, made["name"])).bind(**made["arguments"])
+    bare = EmailSearch(index, [QUESTIONS[0]], example=True, explain=False).reset(seed=0)
+    assert bare[0]["content"] == "Question: Which day is the picnic?"
 
 
 def test_a_users_mailbox_and_questions_come_from_files(tmp_path):

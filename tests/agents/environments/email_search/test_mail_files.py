@@ -29,7 +29,8 @@ def test_jsonl_and_csv_give_the_same_emails(tmp_path):
         writer = csv.DictWriter(file, ROW)
         writer.writeheader()
         writer.writerow(ROW | {"body": 'two\nlines, and "quotes"'})
-    assert read_mailbox(table)[0].body == 'two\nlines, and "quotes"'
+        writer.writerow(ROW | {"body": "long" * 50_000})
+    assert [email.body for email in read_mailbox(table)] == ['two\nlines, and "quotes"', "long" * 50_000]
 
 
 def test_an_mbox_is_read_with_its_headers_and_plain_or_html_text(tmp_path):
@@ -52,8 +53,9 @@ def test_an_mbox_is_read_with_its_headers_and_plain_or_html_text(tmp_path):
     for message in (plain, html, both):
         box.add(message)
     box.add(b"Subject: broken\nContent-Type: text/plain; charset=no-such-charset\nDate: yesterday\n\ncaf\xe9\n")
+    box.add(b"Content-Type: multipart/mixed>;\n\n\xff\xfe To: x:\xff\xfe\nbroken\n")
     box.flush()
-    first, second, third, last = read_mailbox(tmp_path / "mail.mbox")
+    first, second, third, last, _ = read_mailbox(tmp_path / "mail.mbox")
     assert (first.message_id, first.sender, first.recipients) == (
         "<1@x>",
         "Ada <a@a.org>",
@@ -86,7 +88,10 @@ def test_questions_have_aliases_and_sources(tmp_path):
         ("m.jsonl", json.dumps(ROW) + "\n[]\n", ":2: must be a JSON object"),
         ("m.jsonl", json.dumps(ROW | {"body": None}), ":1: 'body' must be text"),
         ("m.jsonl", json.dumps(ROW | {"date": "tomorrow"}), ":1: date 'tomorrow': must be ISO"),
+        ("m.jsonl", json.dumps(ROW | {"recipients": 5}), ":1: recipients 5: must be a list, or text"),
+        ("m.jsonl", json.dumps(ROW | {"date": "Mon, 01 Jan 2024 00:00:00 +99999999999999"}), "must be ISO"),
         ("m.csv", "sender,subject\na,b\n", ":2: 'body' must be text"),
+        ("m.csv", "sender,subject\na,b,c\n", ":2: 'body' must be text"),
     ],
 )
 def test_bad_mailboxes_are_refused_with_file_and_line(tmp_path, name, text, message):

@@ -1,7 +1,6 @@
 """Find the answer to a question in a mailbox: search, filter, read, then answer, or select the e-mail."""
 
 import inspect
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -9,40 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from trl_ext.agents.actions import ActionParser, ToolCallParser
-from trl_ext.agents.environment import Environment, Step, as_text
+from trl_ext.agents.environment import Environment, Observation, Step, as_text
 from trl_ext.agents.environments.email_search.answers import same_answer, says_dont_know
 from trl_ext.agents.environments.email_search.index import Filter, Found, MailIndex
 from trl_ext.agents.environments.email_search.mail import Question
 from trl_ext.agents.environments.email_search.players import GoldSearcher, KeywordSearcher, RandomSearcher
+from trl_ext.agents.environments.email_search.prompt import Task, opening
 from trl_ext.agents.environments.email_search.questions import Split, load_mailbox, part
 from trl_ext.agents.environments.email_search.scoring import Outcome, art_e_reward, results_reward
 from trl_ext.agents.players import PlayerFactory
 from trl_ext.errors import ActionError, ConfigError, EnvironmentStepError
 
 Reward = Literal["art_e", "results"]
-Task = Literal["answer", "select"]
 Judge = Callable[[str, str, str], bool | None]
-
-RULES = """You answer a question from a mailbox. Each turn, reply with one tool call as JSON, nothing else:
-{search}: the e-mails that match these words best
-{filter}: narrows the last search; what is empty is not looked at
-{read}: a whole e-mail
-{end}
-You have {turns} turns.
-
-"""
-ENDS = {
-    "answer": "{answer}: ends the search. The sources are the numbers of the e-mails that say so. If the mailbox does "
-    "not say, answer: I don't know",
-    "select": "{select}: ends the search with the e-mail that the answer is in",
-}
-_EXAMPLES: dict[str, dict[str, Any]] = {
-    "search": {"query": "words"},
-    "filter": {"sender": "", "recipient": "", "subject": "", "after": "2024-01-31", "before": ""},
-    "read": {"number": 12},
-    "answer": {"answer": "a few words", "sources": [12]},
-    "select": {"number": 12},
-}
 
 
 class EmailSearch(Environment):
@@ -62,6 +40,8 @@ class EmailSearch(Environment):
         results: e-mails shown per search.
         max_turns: the episode is truncated after so many turns.
         explain: the first observation says how to call the tools. Not needed where a chat template shows them.
+        example: it shows a question that was answered, too, by a call a turn. For a small model, which may make no call
+            at all without.
 
     Raises:
         ConfigError, DatasetError: an option or a file is wrong.
@@ -86,6 +66,7 @@ class EmailSearch(Environment):
         emails: int = 3000,
         seed: int = 0,
         explain: bool = True,
+        example: bool = False,
         parser: ActionParser | None = None,
     ) -> None:
         for name, value, allowed in (("split", split, Split), ("task", task, Task), ("reward", reward, Reward)):
@@ -98,7 +79,8 @@ class EmailSearch(Environment):
         self.questions = [question for question in part(asked, split) if task == "answer" or question.answer]
         if not self.questions:
             raise ConfigError(f"there are no questions for split = {split!r} and task = {task!r}")
-        self.task, self.reward, self.judge, self.results, self.explain = task, reward, judge, results, explain
+        self.task, self.reward, self.judge, self.results = task, reward, judge, results
+        self.explain, self.example = explain, example
         self.max_turns = self._max_turns = max_turns
         self._tools = {tool.__name__: tool for tool in self.tools}
         self.parser = parser or ToolCallParser(self._tools, invalid_penalty=0.1)
@@ -109,7 +91,7 @@ class EmailSearch(Environment):
         asked = (order[episode % len(order)] for episode in range(episodes))
         return [{**vars(one), "aliases": list(one.aliases), "sources": list(one.sources)} for one in asked]
 
-    def reset(self, **row: Any) -> str:
+    def reset(self, **row: Any) -> Observation:
         """Ask the row's `question` (with `answer`, `aliases`, `sources`), or one that its `seed` picks."""
         if row.get("question"):
             aliases, sources = (tuple(row.get(name) or ()) for name in ("aliases", "sources"))
@@ -121,11 +103,7 @@ class EmailSearch(Environment):
         self.shown: list[Found] = []  # what the last search or filter found
         self.text = ""  # what was read last
         self._query, self._searched, self._paid = "", False, 0.0
-        return (self._rules() if self.explain else "") + f"Question: {self.question.question}"
-
-    def _rules(self) -> str:
-        calls = {name: json.dumps({"name": name, "arguments": example}) for name, example in _EXAMPLES.items()}
-        return RULES.format(**calls, end=ENDS[self.task].format(**calls), turns=self.max_turns)
+        return opening(self.question.question, self.task, self._max_turns, self.explain, self.example)
 
     def step(self, action: Any) -> Step:
         """Take a tool call, `{"name": ..., "arguments": {...}}`."""

@@ -29,7 +29,8 @@ def read_mailbox(path: str | Path) -> list[Email]:
     if path.suffix == ".mbox":
         if not path.is_file():
             raise DatasetError(f"mailbox {str(path)!r}: no such file")
-        return [_from_message(number, message) for number, message in enumerate(mailbox.mbox(path, create=False), 1)]
+        box = mailbox.mbox(path, create=False)
+        return [_from_message(number, box.get_bytes(key)) for number, key in enumerate(box.keys(), 1)]
     return [_from_row(path, number, row) for number, row in _rows(path, "mailbox")]
 
 
@@ -58,7 +59,8 @@ def _rows(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
             if path.suffix == ".csv":
-                reader = csv.DictReader(file)
+                csv.field_size_limit(2**31 - 1)  # of 128 KB by default, which an e-mail may have
+                reader = csv.DictReader(file, restkey="")
                 yield from ((reader.line_num, row) for row in reader)
                 return
             for number, line in enumerate(file, 1):
@@ -84,6 +86,8 @@ def _from_row(path: Path, number: int, row: dict[str, Any]) -> Email:
     recipients = row.get("recipients") or ()
     if isinstance(recipients, str):
         recipients = _as_list(recipients.replace(",", ";"), ";")
+    elif not isinstance(recipients, list | tuple):
+        raise DatasetError(f"{path}:{number}: recipients {recipients!r}: must be a list, or text")
     return Email(
         str(row.get("id") or number), parsed, row["sender"], tuple(map(str, recipients)), row["subject"], row["body"]
     )
@@ -98,14 +102,14 @@ def _date(text: str) -> datetime | None:
     for parse in (datetime.fromisoformat, email.utils.parsedate_to_datetime):
         try:
             return parse(text.strip())
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     return None
 
 
-def _from_message(number: int, message: mailbox.mboxMessage) -> Email:
+def _from_message(number: int, message: bytes) -> Email:
     """Mail as it comes: what is broken in it is left out, and is no reason to refuse the mailbox."""
-    parsed = email.message_from_bytes(message.as_bytes(), policy=email.policy.default)
+    parsed = email.message_from_bytes(message, policy=email.policy.default)
     headers = {name: _header(parsed, name) for name in ("Message-ID", "Date", "From", "To", "Cc", "Subject")}
     recipients = tuple(part.strip() for name in ("To", "Cc") for part in headers[name].split(",") if part.strip())
     return Email(

@@ -1,5 +1,6 @@
 """Which mailbox an environment searches, and which questions it asks."""
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,13 +27,18 @@ def load_mailbox(
     if mailbox is None:
         if questions is not None:
             raise ConfigError("questions: given without a mailbox")
-        return _synthetic_index(emails, seed), synthetic_mailbox(emails, seed)[1]
+        with _ONE_AT_A_TIME:
+            return _synthetic_index(emails, seed), synthetic_mailbox(emails, seed)[1]
     if questions is None:
         raise ConfigError("mailbox: needs questions about it (a .jsonl or .csv file)")
     if not isinstance(mailbox, MailIndex):
         path = Path(mailbox)
-        mailbox = _file_index(path, path.stat().st_mtime_ns if path.is_file() else 0)
+        with _ONE_AT_A_TIME:
+            mailbox = _file_index(path, path.stat().st_mtime_ns if path.is_file() else 0)
     return mailbox, read_questions(questions) if isinstance(questions, str | Path) else questions
+
+
+_ONE_AT_A_TIME = threading.Lock()  # a rollout makes its environments in threads: the first makes the index for all
 
 
 @lru_cache(maxsize=4)
