@@ -3,8 +3,6 @@ import json
 import math
 import queue
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 import trl_ext.agents
 from tests.agents.per_turn import UNDISCOUNTED, Keeping, returns
 from tests.agents.talk import ROWS, AsyncTalk, Faulty, Talk
+from tests.launching import on_two_processes
 from tests.trainers.training import config, load, make_trainer, weights
 from trl_ext import CISPOConfig, CISPOTrainer, PPOConfig, PPOTrainer
 from trl_ext.agents.environment_reward import environment_reward
@@ -453,10 +452,7 @@ def test_what_a_rollout_reads_of_a_trainer_is_in_the_contract():
 def test_processes_keep_step_and_groups_are_those_of_all_of_them(tiny, tmp_path):
     """12 rows in groups of 4 on two processes, whose episodes end at different times; then both end with one report."""
     job = {"path": tiny, "folder": str(tmp_path / "t"), "result": str(tmp_path / "result.json")}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "tests.agents.rollout_on_processes", json.dumps(job)]
-    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    on_two_processes("tests.agents.rollout_on_processes", json.dumps(job))
     first, second = json.loads((tmp_path / "result.json").read_text())
     assert first == second
     assert re.match(r"4 of 12 episodes failed, max_failures = 1: turn 1: ValueError: broken pipe \(x4\)", first)

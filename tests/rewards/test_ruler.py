@@ -2,13 +2,11 @@ import copy
 import json
 import logging
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.launching import on_two_processes
 from trl_ext.errors import ConfigError, RewardError
 from trl_ext.rewards import make_reward
 from trl_ext.rewards.chat_endpoint import ChatEndpoint
@@ -227,12 +225,7 @@ def test_bad_options_are_refused(options, message):
 def test_a_group_that_is_spread_over_processes_is_judged_whole_and_once(endpoint, tmp_path):
     """Two processes, three rows each, of groups of two, three and one; then the endpoint fails for one of them."""
     endpoint.answer = by_text({str(i): i / 10 for i in range(6)})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "tests.rewards.ruler_on_processes"]
-    result = subprocess.run(
-        [*command, endpoint.url, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    on_two_processes("tests.rewards.ruler_on_processes", endpoint.url, str(tmp_path))
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [
         [[0.0, 0.1, 0.2], "ConnectionError"],
         [[0.3, 0.4, 0.5], "ConnectionError"],

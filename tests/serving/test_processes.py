@@ -1,10 +1,8 @@
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 from tests.agents.talk import ROWS, Talk
+from tests.launching import on_two_processes
 from tests.serving.playing import PLAY, play, trainer_of
 from trl_ext.agents.rollout import environment_rollout
 from trl_ext.agents.trajectory import read_trajectories
@@ -15,10 +13,7 @@ GREEDY = {"generation_kwargs": {"do_sample": False, "top_p": None, "top_k": None
 def test_the_main_process_serves_and_all_generate_for_the_workers(tiny, tmp_path):
     """12 rows in groups of 4 on two processes; then both end with one report of too many failures."""
     job = {"path": tiny, "folder": str(tmp_path / "t"), "result": str(tmp_path / "result.json")}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "tests.serving.rollout_on_processes", json.dumps(job)]
-    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    on_two_processes("tests.serving.rollout_on_processes", json.dumps(job))
     first, second = json.loads((tmp_path / "result.json").read_text())
     assert first == second
     assert re.match(r"4 of 12 episodes failed, max_failures = 1: turn 1: ValueError: broken pipe \(x4\)", first)
