@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from trl_ext.rewards import code_driver
 from trl_ext.rewards.code_driver import Node, decode
 from trl_ext.rewards.code_tests import InputOutput, Tests, Unknown, parse_tests
+from trl_ext.rewards.cores import own_cores
 from trl_ext.rewards.registry import register_reward
 from trl_ext.rewards.sandbox import Limits, get_runner
 
@@ -57,7 +57,8 @@ class Code:
         memory_mb: for each process of a program and for all of them.
         max_output: bytes that a program may print, or its functions return, in all.
         max_processes: processes and threads of a program.
-        concurrency: programs that run at the same time; unset: one per CPU core, up to 16.
+        concurrency: programs that run at the same time; unset: up to 16, one for each CPU core that the training
+            processes of this machine leave to this one.
         partial: the share of tests that pass.
         allow_unsafe: where bubblewrap does not work, run without it: docs/rewards.md says what that does not stop.
         runner: the name of a runner of your own (`register_code_runner`).
@@ -81,7 +82,7 @@ class Code:
             if value < low:
                 raise ValueError(f"{name} = {value}: must be at least {low}")
         self.timeout, self.partial = timeout, partial
-        self.concurrency = concurrency or min(16, os.cpu_count() or 1)
+        self.concurrency = concurrency or own_cores(most=16)
         self._limits = Limits(timeout, memory_mb << 20, max_output, max_processes)
         self._run = get_runner(runner, allow_unsafe, (_DRIVER,))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_ext.errors import MissingExtraError
+from trl_ext.rewards.cores import own_cores
 from trl_ext.rewards.registry import register_reward
 from trl_ext.rewards.text import last_boxed
 
@@ -30,11 +31,11 @@ class MathVerify:
     The parse is that of TRL's `accuracy_reward`: LaTeX in `\\boxed{}` first, or after "answer", in the completion;
     LaTeX or a plain expression in the reference. A reference that does not parse is not scored.
 
-    Runs in worker processes, up to 8, shared by all `math` rewards of the process; POSIX only. Of a completion only the
-    part that decides goes there, equal answers to one reference go once, and integers are compared here. `timeout` is
-    the limit in seconds of processor time for a completion, past which it is 0, and for a reference, past which it is
-    not scored (`accuracy_reward`: 10 s a parse, 5 s a comparison, by the clock). A worker may take 4 GiB; one
-    that does not react to the limit is killed.
+    Runs in worker processes, up to 8 and one for each core that is left to this process, shared by all `math` rewards
+    of the process; POSIX only. Of a completion only the part that decides goes there, equal answers to one reference go
+    once, and integers are compared here. `timeout` is the limit in seconds of processor time for a completion, past
+    which it is 0, and for a reference, past which it is not scored (`accuracy_reward`: 10 s a parse, 5 s a comparison,
+    by the clock). A worker may take 4 GiB; one that does not react to the limit is killed.
     """
 
     def __init__(self, timeout: float = 5.0):
@@ -116,7 +117,7 @@ class _MathPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.idle: list[_Worker] = []
-        self.workers = min(os.cpu_count() or 1, 8)
+        self.workers = own_cores(most=8)
 
     def judge(self, pairs: list[Pair], timeout: float) -> dict[Pair, float | None]:
         """The verdict on every pair."""

@@ -1,16 +1,16 @@
 """How close a completion is to its reference, by characters and by words."""
 
 import operator
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from trl_ext.rewards.cores import own_cores
 from trl_ext.rewards.registry import register_reward
 
 MAX_CHARACTERS = 20_000
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = own_cores(most=4)
 _WORTH_A_THREAD = 10**9  # pairs of characters, about 20 ms
 WORD = re.compile(r"\w+")
 _ARTICLE_OR_PUNCTUATION = re.compile(r"\b(a|an|the)\b|[^\w\s]")
