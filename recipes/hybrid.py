@@ -32,10 +32,10 @@ def main() -> None:
     recipe_args, training_args, model_args = parse_recipe_args(
         HybridConfig, default_config=Path(__file__).with_name("hybrid.yaml"), description=__doc__
     )
-    task = load_task(recipe_args, model_args, training_args)
     sft_dataset = None
     if recipe_args.sft_dataset_name is not None:
         sft_dataset = load_demonstrations(recipe_args.sft_dataset_name, training_args.seed)
+    task = load_task(recipe_args, model_args, training_args)
 
     trainer = HybridTrainer(
         model=task.model,

@@ -96,7 +96,13 @@ def test_plugins_are_loaded_for_every_action(tmp_path, capsys):
             ["rewards", "score", "--spec", json.dumps(SPEC), "--data", "x", "--histogram", "none/x.png"],
             "error: --histogram 'none/x.png': there is no such folder",
         ),
+        (
+            ["rewards", "score", "--spec", json.dumps(SPEC), "--data", "x", "--output", "."],
+            "error: --output '.' is a folder: give the name of a file",
+        ),
         (["rewards", "list", "--plugins", "none.py"], "error: plugin 'none.py': no such Python file"),
+        (["accelerate", "pick", "--model", "builtin:huge"], "error: --model 'builtin:huge': the built-in models are"),
+        (["accelerate", "pick", "--model", "/none/of/them"], "error: --model '/none/of/them': there is no such folder"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(args, message):
@@ -127,6 +133,16 @@ def test_rows_in_another_encoding_are_refused_in_one_line(tmp_path):
     path.write_text('{"completion": "é"}', encoding="latin-1")
     with pytest.raises(SystemExit, match=r"^error: --data '.*rows.jsonl' is no text in UTF-8: "):
         main(["rewards", "score", "--spec", json.dumps(SPEC), "--data", str(path)])
+
+
+@pytest.mark.parametrize("ending", ["/proc/scores.parquet", "/proc/scores.png", "scores.none"])
+def test_files_that_cannot_be_written_are_named_in_one_line(data, tmp_path, ending):
+    option = "--output" if ending.endswith("parquet") else "--histogram"
+    path = str(tmp_path / ending)
+    with pytest.raises(SystemExit) as stop:
+        main(["rewards", "score", "--spec", json.dumps(SPEC), "--data", data, option, path])
+    assert str(stop.value).startswith(f"error: {option} {path!r} cannot be written: ")
+    assert "\n" not in str(stop.value)
 
 
 def test_a_batch_size_below_1_is_refused(data):

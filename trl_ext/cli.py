@@ -1,8 +1,11 @@
 """The command `trl-ext`."""
 
 import argparse
+import contextlib
 import json
 import logging
+import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from typing import Any
 
 from trl_ext.agents.cli import add_evaluate
 from trl_ext.agents.trajectory_cli import add_trajectories
-from trl_ext.errors import ConfigError, ModelNotFoundError, TrlExtError
+from trl_ext.errors import ConfigError, ModelNotFoundError, OutputDirError, TrlExtError
 from trl_ext.scaling.command import add_pick
 from trl_ext.serving.cli import add_worker
 
@@ -69,6 +72,13 @@ def builtin_model(name: str) -> str:
         from trl_ext.builtin.smollm2 import smollm2_path
 
         return str(smollm2_path())
+    if name.startswith("builtin:"):
+        raise ConfigError(
+            f"--model {name!r}: builtin:smollm2 comes with its weights; builtin:tiny is fitted by a recipe, give the "
+            "folder start_model in its output_dir"
+        )
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
+        raise ModelNotFoundError(f"--model {name!r}: there is no such folder, and it is no name of the Hub")
     return name
 
 
@@ -78,9 +88,9 @@ def config_of(name: str) -> Any:
         from trl_ext.builtin.tiny_model import tiny_model
 
         return tiny_model().config
+    if name.startswith("builtin:") and name != "builtin:smollm2":
+        raise ConfigError(f"--model {name!r}: the built-in models are builtin:tiny and builtin:smollm2")
     name = builtin_model(name)
-    if name.startswith("builtin:"):
-        raise ConfigError(f"--model = {name!r}: the built-in models are builtin:tiny and builtin:smollm2")
     from transformers import AutoConfig
 
     try:
@@ -126,6 +136,8 @@ def _score(args: argparse.Namespace) -> None:
         path = getattr(args, option)
         if path and not Path(path).absolute().parent.is_dir():
             raise ConfigError(f"--{option} {path!r}: there is no such folder")
+        if path and Path(path).is_dir():
+            raise ConfigError(f"--{option} {path!r} is a folder: give the name of a file")
     reward = make_reward(args.spec, args.plugins)
     scores: dict[str, list[float | None]] = {part.__name__: [] for part in reward.parts()}
     rows = _read_rows(args.data)
@@ -141,9 +153,20 @@ def _score(args: argparse.Namespace) -> None:
     if args.output:
         columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
         stored = pd.DataFrame({name: _storable(name, column) for name, column in columns.items()})
-        stored.assign(**table.add_prefix("score_")).to_parquet(args.output)
+        with _written("output", args.output):
+            stored.assign(**table.add_prefix("score_")).to_parquet(args.output)
     if args.histogram:
-        _histogram(table, args.histogram)
+        with _written("histogram", args.histogram):
+            _histogram(table, args.histogram)
+
+
+@contextlib.contextmanager
+def _written(option: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a ValueError: no format has this ending
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise OutputDirError(f"--{option} {path!r} cannot be written: {reason}") from None
 
 
 def _storable(name: str, column: list[Any]) -> list[Any]:

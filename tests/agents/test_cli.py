@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import matplotlib.image
 import pytest
@@ -44,6 +45,8 @@ def test_every_player_has_a_file_whatever_it_is_called(tmp_path, monkeypatch):
     monkeypatch.setattr("trl_ext.agents.transformers_player.TransformersPlayer", lambda *args, seed: SayIt(seed))
     monkeypatch.chdir(tmp_path)
     names = (".", "./моя", "a/b c")
+    for name in names:
+        Path(name).mkdir(parents=True, exist_ok=True)
     main(["evaluate", "--env", "tests.agents.echo:Echo", "--model", *names, "--episodes", "2", "--output", "out"])
     files = {path.name: len(read_trajectories(path)) for path in (tmp_path / "out").glob("*.jsonl")}
     assert files == {"model.jsonl": 2, "моя.jsonl": 2, "a_b_c.jsonl": 2}
@@ -68,7 +71,8 @@ def test_a_model_in_a_folder_plays(tiny, tmp_path, capsys):
             {"--model": "expectimax"},
             "error: --model 'expectimax': neither a folder nor a player of grid_world (random, scripted)",
         ),
-        ({"--model": "./none"}, "error: model './none' cannot be loaded"),
+        ({"--model": "./none"}, "error: --model './none': there is no such folder, and it is no name of the Hub"),
+        ({"--model": "builtin:tiny"}, "error: --model 'builtin:tiny': builtin:smollm2 comes with its weights"),
         ({"--env_options": "{"}, "error: --env_options '{': not JSON"),
         ({"--env_options": "[]"}, "error: --env_options '[]': must be a JSON object"),
         ({"--env_options": '{"max_turns": 0}'}, "error: max_turns = 0: must be at least 1"),

@@ -3,6 +3,7 @@ import errno
 
 import pytest
 import torch
+from peft.utils.error import NoMatchingPeftModuleError
 from trl import GRPOConfig
 
 from tests.trainers.training import CPU
@@ -74,6 +75,9 @@ def test_a_preempted_recipe_saves_unless_it_is_told_not_to_or_is_plain_trl(defau
         (["--config", "missing.yaml"], r"No such file or directory: 'missing.yaml'"),
         ([*BASE, "--model_name_or_path", "x"], r"no dataset: give --dataset_name"),
         (["--importance_weight_min", "9"], r"importance_weight_min = 9.0: must be at most"),
+        (["--learning_rate", "-1"], r"learning_rate = -1.0: must be at least 0"),
+        (["--per_device_train_batch_size", "0"], r"per_device_train_batch_size = 0: must be at least 1"),
+        (["--report_to", "wanbd"], r"report_to: no 'wanbd'; close ones: wandb"),
         (["--num_generations", "7"], r"must be divisible by num_generations"),
     ],
 )
@@ -81,6 +85,13 @@ def test_bad_arguments_are_one_line(default, args, message):
     with pytest.raises(ConfigError, match=message) as error:
         parse(default, *args)
     assert "\n" not in str(error.value)
+
+
+def test_bfloat16_without_a_gpu_is_refused_with_the_option_that_helps(default, monkeypatch):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    args = ["--output_dir", "out", "--model_name_or_path", "x", "--dataset_name", "y.jsonl"]
+    with pytest.raises(ConfigError, match=r"no GPU here that has it: give --bf16 false$"):
+        parse(default, *args)
 
 
 def test_bad_config_files_are_one_line(default, tmp_path):
@@ -114,6 +125,8 @@ def test_our_errors_end_a_program_with_one_line_and_others_keep_their_traceback(
     message = r"^error: out/metrics\.jsonl cannot be written: No space left on device$"
     with pytest.raises(SystemExit, match=message), one_line_errors():
         raise full
+    with pytest.raises(SystemExit, match=r"^error: lora_target_modules: none found\. .*all-linear"), one_line_errors():
+        raise NoMatchingPeftModuleError("none\nfound.")
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError("other")
     with pytest.raises(FileNotFoundError), one_line_errors():

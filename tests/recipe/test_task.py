@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from tests.trainers.training import config
 from trl_ext import CISPOConfig
-from trl_ext.errors import ConfigError, DatasetError, RewardError
+from trl_ext.errors import ConfigError, DatasetError, ModelNotFoundError, RewardError
 from trl_ext.recipe import RecipeArguments, load_demonstrations, load_task
 from trl_ext.recipe.task import text_continuations
 
@@ -29,7 +29,7 @@ def test_local_files_of_every_format_load(tmp_path, suffix):
         "csv": lambda: frame.to_csv(path, index=False),
         "parquet": lambda: frame.to_parquet(path),
     }[suffix]()
-    task = load(dataset_name=str(path), reward_funcs=["accuracy_reward"])
+    task = load(dataset_name=str(path), reward_funcs=["trl.rewards.accuracy_reward"])
     assert task.train_dataset["prompt"][:] == ["a", "b"]
     assert task.reward_funcs == [trl.rewards.accuracy_reward]
     assert (task.model, task.heldout_dataset, task.measure_prompts) == ("org/model", None, 0)
@@ -70,9 +70,21 @@ def test_a_reward_of_the_users_own_is_imported_from_where_they_stand(tmp_path, m
         "def one(completions, **c):\n    return [1.0] * len(completions)\n"
     )
     monkeypatch.chdir(tmp_path)
-    task = load(dataset_name="builtin:arithmetic", reward_funcs=["my_rewards_of_test.one", "think_format_reward"])
-    assert [reward.__name__ for reward in task.reward_funcs] == ["one", "think_format_reward"]
+    task = load(dataset_name="builtin:arithmetic", reward_funcs=["my_rewards_of_test.one", "os.getcwd"])
+    assert [reward.__name__ for reward in task.reward_funcs] == ["one", "getcwd"]
     assert task.score_name == "reward"
+
+
+@pytest.mark.parametrize("name", ["accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"])
+def test_rewards_of_trl_are_refused_for_prompts_that_are_texts(tmp_path, name):
+    """They would raise at the first completion."""
+    with pytest.raises(TypeError):
+        getattr(trl.rewards, name)(completions=["a text"], solution=["1"])
+    with pytest.raises(ConfigError, match=rf"{name} scores replies to chat messages only.* give a spec, such as"):
+        load(dataset_name="builtin:arithmetic", reward_funcs=[name])
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"prompt": [{"role": "user", "content": "a"}], "solution": "1"}) + "\n")
+    assert load(dataset_name=str(path), reward_funcs=[name]).reward_funcs == [getattr(trl.rewards, name)]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +101,12 @@ def test_a_reward_of_the_users_own_is_imported_from_where_they_stand(tmp_path, m
             ConfigError,
             r"task_options = '{': not JSON",
         ),
+        (
+            {"dataset_name": "builtin:arithmetic", "reward_model_name_or_path": "./none"},
+            ModelNotFoundError,
+            r"model './none': no such folder",
+        ),
+        ({"dataset_name": "builtin:arithmetic", "measure_prompts": -1}, ConfigError, r"measure_prompts = -1: must be"),
         ({"dataset_name": "reasoning_gym:chain_sum", "task_options": "3"}, ConfigError, r"must be a JSON object"),
     ],
 )
@@ -102,6 +120,9 @@ def test_bad_files_splits_and_missing_rewards_are_one_line(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text("{")
     with pytest.raises(DatasetError, match=r"bad.jsonl' cannot be loaded"):
+        load(dataset_name=str(path), reward_funcs=["accuracy_reward"])
+    path.write_text("")
+    with pytest.raises(DatasetError, match=r"bad.jsonl' is empty: it must have a row for each prompt"):
         load(dataset_name=str(path), reward_funcs=["accuracy_reward"])
     path.write_text('{"prompt": "a"}\n')
     with pytest.raises(DatasetError, match=r"no split 'validation' \(it has \['train'\]\)"):

@@ -15,9 +15,11 @@ from typing import TypeVar
 import torch
 import yaml
 from accelerate import PartialState
+from peft.utils.error import NoMatchingPeftModuleError
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 from trl import GRPOConfig, ModelConfig, TrlParser
 
-from trl_ext.errors import ConfigError, TrlExtError
+from trl_ext.errors import ConfigError, TrlExtError, choices
 from trl_ext.trainers.checkpoints import resolve_checkpoint
 
 TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
@@ -133,6 +135,7 @@ def parse_recipe_args(
         raise
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise ConfigError(_one_line(error, parser)) from None
+    _check_values(training_args)
     if model_args.model_name_or_path is None:
         raise ConfigError("no model: give --model_name_or_path (a folder, a Hub name, builtin:tiny or builtin:smollm2)")
     if recipe_args.dataset_name is None:
@@ -150,6 +153,18 @@ def parse_recipe_args(
     return recipe_args, training_args, model_args
 
 
+def _check_values(training_args: GRPOConfig) -> None:
+    """What torch and transformers would refuse with a traceback, and after the model has been made."""
+    if not 0 <= training_args.learning_rate < float("inf"):
+        raise ConfigError(f"learning_rate = {training_args.learning_rate}: must be at least 0 and finite")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if (rows := getattr(training_args, name)) < 1:
+            raise ConfigError(f"{name} = {rows}: must be at least 1")
+    for name in training_args.report_to or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ConfigError(f"report_to: no {name!r}; {choices(name, [*INTEGRATION_TO_CALLBACK, 'none'])}")
+
+
 def _checkpoint(training_args: GRPOConfig) -> str | None:
     """The folder that `--resume_from_checkpoint` means."""
     resume: str | bool | None = training_args.resume_from_checkpoint
@@ -163,6 +178,8 @@ def _checkpoint(training_args: GRPOConfig) -> str | None:
 
 def _one_line(error: Exception, parser: argparse.ArgumentParser) -> str:
     message = " ".join(str(error).split())
+    if "bf16/gpu" in message:  # what transformers says names neither the option nor that TRL switches it on
+        return "bf16 is on unless told otherwise, and there is no GPU here that has it: give --bf16 false"
     known = [option for action in parser._actions for option in action.option_strings]
     for option in re.findall(r"--[\w-]+", message):
         if option not in known and (close := difflib.get_close_matches(option, known)):
@@ -183,6 +200,11 @@ def one_line_errors() -> Iterator[None]:
         ended = True
     except TrlExtError as error:
         sys.exit(f"error: {error}")
+    except NoMatchingPeftModuleError as error:
+        sys.exit(
+            f"error: lora_target_modules: {' '.join(str(error).split())} A single name is a pattern for the whole path "
+            "of a module, two or more are endings of it; all-linear takes all linear layers."
+        )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             sys.exit(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}")

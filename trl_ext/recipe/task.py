@@ -16,6 +16,7 @@ from trl_ext.agents.registry import import_from_here
 from trl_ext.errors import ConfigError, DatasetError
 from trl_ext.recipe.arguments import TRL_REWARDS, RecipeArguments
 from trl_ext.rewards import make_reward, make_reward_funcs
+from trl_ext.trainers.preflight import check_model, check_output_dir
 
 TEXT_FILES = (".txt", ".md")
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -45,12 +46,14 @@ def load_task(recipe_args: RecipeArguments, model_args: ModelConfig, training_ar
         raise ConfigError("give --reward (a spec) or --reward_funcs, not both")
     if recipe_args.reward_funcs:
         reward_funcs, score_name = [_load_reward(name) for name in recipe_args.reward_funcs], "reward"
+        _check_chat(recipe_args, train)
     if recipe_args.reward:
         reward_funcs, training_args.reward_weights = make_reward_funcs(
             recipe_args.reward, recipe_args.reward_plugins or ()
         )
         score_name = "reward"
     if recipe_args.reward_model_name_or_path:
+        check_model(recipe_args.reward_model_name_or_path)
         reward_funcs, score_name = [*reward_funcs, recipe_args.reward_model_name_or_path], "reward"
         if training_args.reward_weights is not None:
             training_args.reward_weights = [*training_args.reward_weights, 1.0]
@@ -60,6 +63,8 @@ def load_task(recipe_args: RecipeArguments, model_args: ModelConfig, training_ar
             f"({', '.join(TRL_REWARDS)}, or module.function) or --reward_model_name_or_path"
         )
     measure = recipe_args.measure_prompts
+    if measure is not None and measure < 0:
+        raise ConfigError(f"measure_prompts = {measure}: must be at least 0")
     if measure is None and recipe_args.dataset_name != "builtin:arithmetic":
         measure = 0
     model = load_model(str(model_args.model_name_or_path), training_args)
@@ -94,7 +99,6 @@ def fit_start_model(training_args: GRPOConfig, what: str, demonstrations: Callab
         OutputDirError: the output folder cannot be written.
     """
     from trl_ext.builtin.tiny_model import fit_tiny_model
-    from trl_ext.trainers.preflight import check_output_dir
 
     check_output_dir(str(training_args.output_dir))
     folder = Path(str(training_args.output_dir)) / "start_model"
@@ -182,6 +186,8 @@ def _load_splits(recipe_args: RecipeArguments, name: str) -> Any:
     file_format = FILE_FORMATS.get(Path(name).suffix)
     if file_format and not Path(name).is_file():
         raise DatasetError(f"dataset_name = {name!r}: no such file")
+    if file_format and not Path(name).stat().st_size:
+        raise DatasetError(f"dataset_name = {name!r} is empty: it must have a row for each prompt")
     try:
         if file_format:
             return load_dataset(file_format, data_files=name, streaming=recipe_args.dataset_streaming)
@@ -200,6 +206,17 @@ def _options(task_options: Any) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ConfigError(f"task_options = {task_options!r}: must be a JSON object")
     return options
+
+
+def _check_chat(recipe_args: RecipeArguments, train: Any) -> None:
+    """TRL's own rewards read the content of a message, and would raise at the first completion that is a text."""
+    needy = [name for name in recipe_args.reward_funcs or () if name in TRL_REWARDS]
+    if needy and isinstance(next(iter(train), {}).get("prompt"), str):
+        raise ConfigError(
+            f"reward_funcs: {needy[0]} scores replies to chat messages only, and the prompts of "
+            f"{recipe_args.dataset_name} are texts: make them messages, or give a spec, such as --reward "
+            '\'{"type": "math", "target": "solution"}\''
+        )
 
 
 def _load_reward(name: str) -> Callable[..., Any]:

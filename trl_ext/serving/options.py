@@ -51,7 +51,7 @@ class ServerOptions:
         if self.token is not None:
             check_token(self.token)
         if self.token is None and not self.loopback:
-            raise ConfigError(f"host = {self.host!r}: a server that others can reach needs a token")
+            raise ConfigError(f"host = {self.host!r}: a server that others can reach needs a token (TRL_EXT_TOKEN)")
         for url in filter(None, (self.public_url, *self.allowed_origins)):
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
                 raise ConfigError(f"{url!r}: must be an address that begins with http:// or https://")
