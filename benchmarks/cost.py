@@ -1,6 +1,6 @@
 """How the time and the memory of a step grow with the completion length, the group size and the number of rewards.
 
-    python -m benchmarks.cost                        about 4 minutes on 2 cores
+    python -m benchmarks.cost                        about 3 minutes on 2 cores
     python -m benchmarks.cost --steps 2              a try
     python -m benchmarks.cost --device cuda --dtype bfloat16 --hidden_size 896 --layers 24 --vocabulary 151936 \\
         --output cost_cuda.json

@@ -211,7 +211,8 @@ def _options(task_options: Any) -> dict[str, Any]:
 def _check_chat(recipe_args: RecipeArguments, train: Any) -> None:
     """TRL's own rewards read the content of a message, and would raise at the first completion that is a text."""
     needy = [name for name in recipe_args.reward_funcs or () if name in TRL_REWARDS]
-    if needy and isinstance(next(iter(train), {}).get("prompt"), str):
+    first: dict[str, Any] = next(iter(train), {})
+    if needy and isinstance(first.get("prompt"), str):
         raise ConfigError(
             f"reward_funcs: {needy[0]} scores replies to chat messages only, and the prompts of "
             f"{recipe_args.dataset_name} are texts: make them messages, or give a spec, such as --reward "
