@@ -54,6 +54,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the result goes, see above")
     args = parser.parse_args(argv)
+    if args.steps < 1:
+        parser.error("--steps must be 1 or more")
     args.device, args.dtype = "cpu", "float32"
     return args
 

@@ -79,3 +79,9 @@ def test_the_table_in_the_readme_is_that_of_the_result():
     result = json.loads(overhead.RESULT.read_text())
     assert written_table("overhead") == overhead.table(result)
     assert result["settings"] == overhead.SIZES
+
+
+def test_a_run_of_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        overhead.parse(["--steps", "0"])
+    assert "--steps must be 1 or more" in capsys.readouterr().err

@@ -49,3 +49,9 @@ def test_the_table_in_the_readme_is_that_of_the_result() -> None:
     result = json.loads(update.RESULT.read_text())
     assert written_table("update") == update.table(result)
     assert [case["profile"] for case in result["cases"]] == [name for name in update.PROFILES for _ in range(3)]
+
+
+def test_a_run_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        update.parse(["--rounds", "0"])
+    assert "--rounds must be 1 or more" in capsys.readouterr().err
