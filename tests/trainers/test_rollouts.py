@@ -58,6 +58,22 @@ def test_the_completions_in_use_are_what_makes_a_resume_exact(tiny):
     assert (weights(resumed.model) - weights(whole.model)).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize("options", [{"steps_per_generation": 4}, {"num_iterations": 2}, {"beta": 0.1}], ids=str)
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_run_resumed_with_options_that_the_completions_in_use_do_not_fit_samples_new_ones(tiny, name, options, caplog):
+    """Its first step is on a new batch; the checkpoint lies in the middle of an old one."""
+    trainer_class, config_class = TRAINERS[name]
+    before = {"num_iterations": 3, "steps_per_generation": 2, "max_steps": 4}
+    whole = make_trainer(trainer_class, tiny, config(config_class, **before, save_strategy="steps", save_steps=4))
+    whole.train()
+    more = {"kl_coef": 0.0} if name == "PPO" else {}
+    resumed = make_trainer(trainer_class, tiny, config(config_class, **{**before, **more, "max_steps": 6, **options}))
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-4")
+    (first, second) = (row for row in resumed.state.log_history if row["step"] > 4 and "loss" in row)
+    assert "reward" in first and "reward" not in second
+    assert "was made with other options (of per_device_train_batch_size, steps_per_generation," in caplog.text
+
+
 def test_a_prompt_that_leaves_no_room_for_a_completion_is_refused(tiny):
     context = load(tiny).config.max_position_embeddings
     args = config(CISPOConfig, max_completion_length=context - 3)
