@@ -60,14 +60,14 @@ class OptimizingMixin(GRPOTrainer):
             loaded = _lengths(self.lr_scheduler.state_dict()).get(name, length)
             if loaded != length:
                 raise CheckpointError(
-                    f"{checkpoint}: its scheduler was made with {name} = {loaded}, that of this run has {length}: train "
-                    f"for as many steps as before, put lengths into the spec that stay the same, or take one that fits "
-                    "itself to the new length (linear, cosine, ...)"
+                    f"{checkpoint}: its scheduler was made with {name} = {loaded}, that of this run has {length}: "
+                    "train for as many steps as before, put lengths into the spec that stay the same, or take one that "
+                    "fits itself to the new length (linear, cosine, ...)"
                 )
 
 
 def _lengths(state: dict[str, Any]) -> dict[str, Any]:
-    """What torch's schedulers have of the length of a run: they keep it in their state, and load that over their own."""
+    """What torch's schedulers have of the length of a run: they keep it in their state and load it over their own."""
     found = {name: state[name] for name in _LENGTHS if name in state}
     for after_warmup in state.get("_schedulers", []):
         found |= _lengths(after_warmup)
