@@ -38,4 +38,4 @@ def check_types(config: Any) -> None:
 def _is_a(value: Any, kind: type) -> bool:
     if isinstance(value, bool):  # which Python takes for a number
         return kind is bool
-    return isinstance(value, {int: Integral, float: Real}.get(kind, kind))
+    return isinstance(value, Integral if kind is int else Real if kind is float else kind)

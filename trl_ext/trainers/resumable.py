@@ -86,8 +86,8 @@ class ResumableMixin(GRPOTrainer):
         resumes = 0 < self.state.global_step == self._initial_global_step
         if resumes and isinstance(self.train_dataset, IterableDataset) and self.state.epoch >= 1.0:
             logger.warning(
-                "the checkpoint is of pass %d over an IterableDataset, whose length Trainer does not know: the run goes "
-                "on at the beginning of pass 2, not where it was",
+                "the checkpoint is of pass %d over an IterableDataset, whose length Trainer does not know: the run "
+                "goes on at the beginning of pass 2, not where it was",
                 int(self.state.epoch) + 1,
             )
         # TRL's sampler draws each epoch's order from a generator of its own, which begins anew in a resumed run

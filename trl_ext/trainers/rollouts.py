@@ -108,9 +108,9 @@ class RolloutsMixin(ResumableMixin, GuardedRewardsMixin, LeanUpdateMixin, Optimi
         self._metrics["train"].update(state.pop("metrics", {}))
         self._load_data_state(state)
 
-    def _rollouts_fit(self) -> dict[str, Any]:
+    def _rollouts_fit(self) -> dict[str, str]:
         """The options that say how completions in use are cut and what is computed of them beforehand."""
-        return {name: getattr(self.args, name) for name in _OF_ROLLOUTS if hasattr(self.args, name)}
+        return {name: str(getattr(self.args, name)) for name in _OF_ROLLOUTS if hasattr(self.args, name)}
 
     def _data_state(self) -> dict[str, Any]:
         """What else this process has to keep to go on with the same data."""
