@@ -41,6 +41,10 @@ def test_other_losses_on_rewards_have_groups_and_no_values():
         ({"mode": "sequential", "sft_steps": 20}, "none of the 20 steps trains on rewards"),
         ({"mode": "curriculum", "rl_share_end": 0.0, "rl_share_start": 0.0}, "none of the 20 steps trains on rewards"),
         ({"cliprange": -1.0}, "cliprange = -1.0"),
+        ({"rl_loss": "grpo", "positive_lm_coef": 0.1}, "positive_lm_coef = 0.1: is of rl_loss = 'ppo', this is 'grpo'"),
+        ({"rl_loss": "cispo", "value_warmup_steps": 2}, "value_warmup_steps = 2: is of rl_loss = 'ppo'"),
+        ({"rl_loss": "cispo", "missing_eos_penalty": 1.0}, "missing_eos_penalty = 1.0: is of rl_loss = 'ppo'"),
+        ({"rl_loss": "cispo", "kl_coef": 0.1}, "kl_coef = 0.1: is of rl_loss = 'ppo', this is 'cispo'; beta is its KL"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message):

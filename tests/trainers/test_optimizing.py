@@ -7,7 +7,7 @@ from trl import TrlParser
 
 from tests.trainers.training import config, demonstrations, fixed_rollout, load, make_trainer, weights
 from trl_ext import CISPOConfig, CISPOTrainer, HybridConfig, HybridTrainer, PPOConfig, PPOTrainer
-from trl_ext.errors import ConfigError, MissingExtraError
+from trl_ext.errors import CheckpointError, ConfigError, MissingExtraError
 from trl_ext.optim import make_optimizers
 
 CONFIGS = {CISPOTrainer: CISPOConfig, PPOTrainer: PPOConfig, HybridTrainer: HybridConfig}
@@ -90,6 +90,28 @@ def test_a_run_that_is_resumed_ends_as_an_unbroken_one(tiny, trainer_class):
     assert rates(resumed) == rates(whole)
     assert (weights(resumed.model) - weights(whole.model)).abs().max() <= 1e-6
     assert (weights(resumed.model)[:1000] - weights(load(tiny))[:1000]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scheduler", ["onecycle", "cosineannealing"])
+def test_a_scheduler_that_would_keep_the_length_of_a_shorter_run_is_refused_when_that_is_resumed(tiny, scheduler):
+    """torch's raises after its last step, or goes up again."""
+    options = {"scheduler": scheduler, "warmup_steps": 1, "optimizer": "sgd"}
+    short = made(CISPOTrainer, tiny, **options, max_steps=3, save_strategy="steps", save_steps=3)
+    short.train()
+    longer = made(CISPOTrainer, tiny, **options, max_steps=6)
+    made_with = {"onecycle": "total_steps = 3, that of this run has 6", "cosineannealing": "T_max = 2, .* has 5"}
+    with pytest.raises(CheckpointError, match=f"checkpoint-3: its scheduler was made with {made_with[scheduler]}"):
+        longer.train(resume_from_checkpoint=f"{short.args.output_dir}/checkpoint-3")
+    if scheduler == "cosineannealing":  # a length that the spec says is meant
+        longer = made(CISPOTrainer, tiny, **{**options, "scheduler": {"name": scheduler, "T_max": 2}}, max_steps=6)
+        longer.train(resume_from_checkpoint=f"{short.args.output_dir}/checkpoint-3")
+        assert longer.state.global_step == 6
+
+
+def test_a_scheduler_that_ends_before_the_run_is_refused(tiny):
+    trainer = made(CISPOTrainer, tiny, scheduler={"name": "onecycle", "num_training_steps": 4})
+    with pytest.raises(ConfigError, match=r"scheduler = .*'onecycle'.* ends after 4 steps, the run has 6"):
+        trainer.train()
 
 
 def test_a_second_run_has_a_schedule_of_its_own(tiny):

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass, field
 
 from trl_ext.errors import ConfigError
+from trl_ext.trainers.field_types import check_types
 from trl_ext.trainers.rollouts_config import RolloutsConfig
 
 LOSS_AGGREGATIONS = ("token", "prompt", "sequence")
@@ -66,6 +67,7 @@ class CISPOConfig(RolloutsConfig):
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         self._check_bounds()
         self.epsilon_high = self.importance_weight_max
         super().__post_init__()

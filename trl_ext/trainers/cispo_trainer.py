@@ -1,5 +1,6 @@
 """CISPO as a subclass of `GRPOTrainer`: TRL's own `loss_type="cispo"`, its variants as factors on the advantages."""
 
+import math
 import textwrap
 from typing import Any
 
@@ -179,6 +180,7 @@ class CISPOTrainer(RolloutsMixin):
         largest = self.accelerator.gather(torch.where(mask.bool(), weight, 0.0).max())
         metrics = self._metrics["train" if self.model.training else "eval"]
         names = [*beyond, "importance_weight/mean"]
-        for name, total in zip(names, (totals[:-1] / totals[-1].clamp(min=1)).tolist(), strict=True):
+        # NaN, which TRL leaves out of its mean over micro-batches, for one without a token that counts
+        for name, total in zip(names, (totals[:-1] / totals[-1]).tolist(), strict=True):
             metrics[name].append(total)
-        metrics["importance_weight/max"].append(largest.max().item())
+        metrics["importance_weight/max"].append(largest.max().item() if totals[-1] else math.nan)

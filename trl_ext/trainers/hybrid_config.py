@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from trl_ext.errors import ConfigError
+from trl_ext.trainers.field_types import check_types
 from trl_ext.trainers.hybrid_schedule import SHAPES, Phase, alternate, check_phases, curriculum, ramp, sequential
 from trl_ext.trainers.ppo_config import PPOConfig
 
@@ -27,7 +28,8 @@ class HybridConfig(PPOConfig):
             2509.04419). `"buffer"`: the demonstrations of such prompts are collected, and trained on when `buffer_size`
             are there (ReLIFT, arXiv 2506.07527).
         rl_loss (`str`, *optional*, defaults to `"ppo"`):
-            `"ppo"`, or `"cispo"` or `"grpo"` with TRL's group advantages and no value function.
+            `"ppo"`, or `"cispo"` or `"grpo"` with TRL's group advantages and no value function. These two take `beta`,
+            and no `kl_coef`, `missing_eos_penalty`, `positive_lm_coef` or `value_warmup_steps`.
         sft_steps (`int`, *optional*, defaults to `1`):
             Steps on demonstrations: per cycle in `"alternate"`, in all in `"sequential"`.
         rl_steps (`int`, *optional*):
@@ -110,6 +112,7 @@ class HybridConfig(PPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         self._check_choices({"mode": MODES, "rl_loss": RL_LOSSES, "schedule_shape": SHAPES})
         if self.rl_loss != "ppo":
             if self.num_generations < 2:
@@ -117,7 +120,13 @@ class HybridConfig(PPOConfig):
                     f"num_generations = {self.num_generations}: must be at least 2 with rl_loss = {self.rl_loss!r}, "
                     "which compares the completions of a prompt"
                 )
-            self.kl_coef, self.vf_coef = 0.0, 0.0  # beta is their KL penalty; they have no values
+            for name in ("kl_coef", "missing_eos_penalty", "positive_lm_coef", "value_warmup_steps"):
+                if getattr(self, name):
+                    hint = "; beta is its KL penalty" if name == "kl_coef" else ""
+                    raise ConfigError(
+                        f"{name} = {getattr(self, name)}: is of rl_loss = 'ppo', this is {self.rl_loss!r}{hint}"
+                    )
+            self.kl_coef, self.vf_coef = 0.0, 0.0  # they have no values
             if self.rl_loss == "cispo":
                 self.loss_type = "cispo"
                 self.epsilon_high = 5.0 if self.epsilon_high is None else self.epsilon_high  # type: ignore[has-type]

@@ -5,8 +5,10 @@ from typing import Any
 from torch.optim import Optimizer
 from trl import GRPOTrainer
 
-from trl_ext.errors import ConfigError
+from trl_ext.errors import CheckpointError, ConfigError
 from trl_ext.trainers.optimizing_config import OptimizingConfig
+
+_LENGTHS = ("T_max", "T_0", "total_steps", "step_size", "total_size", "milestones", "gamma")
 
 
 class OptimizingMixin(GRPOTrainer):
@@ -17,7 +19,9 @@ class OptimizingMixin(GRPOTrainer):
     under DeepSpeed and FSDP too.
 
     Raises:
-        ConfigError: an optimizer or a scheduler comes both from the config and as an object.
+        ConfigError: an optimizer or a scheduler comes both from the config and as an object, or a scheduler ends before
+            the run does.
+        CheckpointError: the checkpoint's scheduler was made for a run of another length, and cannot be made for this.
     """
 
     args: OptimizingConfig
@@ -42,4 +46,29 @@ class OptimizingMixin(GRPOTrainer):
             optimizer = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = self.args.build_scheduler(optimizer, num_training_steps)
             self._created_lr_scheduler = True  # so that another train() makes a new one
+            total = getattr(self.lr_scheduler, "total_steps", None)
+            if total is not None and total < num_training_steps:  # it would raise in the middle of the run
+                raise ConfigError(
+                    f"scheduler = {self.args.scheduler!r} ends after {total} steps, the run has {num_training_steps}"
+                )
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        fitted = _lengths(self.lr_scheduler.state_dict()) if checkpoint is not None else {}
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for name, length in fitted.items():
+            loaded = _lengths(self.lr_scheduler.state_dict()).get(name, length)
+            if loaded != length:
+                raise CheckpointError(
+                    f"{checkpoint}: its scheduler was made with {name} = {loaded}, that of this run has {length}: "
+                    "train for as many steps as before, put lengths into the spec that stay the same, or take one that "
+                    "fits itself to the new length (linear, cosine, ...)"
+                )
+
+
+def _lengths(state: dict[str, Any]) -> dict[str, Any]:
+    """What torch's schedulers have of the length of a run: they keep it in their state and load it over their own."""
+    found = {name: state[name] for name in _LENGTHS if name in state}
+    for after_warmup in state.get("_schedulers", []):
+        found |= _lengths(after_warmup)
+    return found

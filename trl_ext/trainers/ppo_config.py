@@ -7,6 +7,7 @@ from typing import Any, Literal
 from trl import GRPOConfig
 
 from trl_ext.errors import ConfigError
+from trl_ext.trainers.field_types import check_types
 from trl_ext.trainers.rollouts_config import RolloutsConfig
 
 LOSS_TYPES = ("dapo", "bnpo", "grpo", "dr_grpo", "cispo", "sapo")
@@ -148,6 +149,7 @@ class PPOConfig(RolloutsConfig):
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         self.num_iterations = self.num_ppo_epochs = self._one_of("num_ppo_epochs", "num_iterations", 4)
         self.epsilon = self.cliprange = self._one_of("cliprange", "epsilon", 0.2)
         self.max_completion_length = self.response_length = self._one_of(

@@ -1,5 +1,6 @@
 """What `PPOTrainer` logs, under the names of TRL 1.12's where it has them."""
 
+import math
 from typing import Any
 
 import torch
@@ -72,15 +73,16 @@ class PPOMetricsMixin(RolloutsMixin):
         ]
         totals = self.accelerator.reduce(torch.stack([x.float() for x in sums]), reduction="sum").tolist()
         policy, value, processes, approx_kl, ratios, squares, count, clipped, held_count = totals
-        mean_ratio = ratios / max(count, 1)
+        count, held_count = count or math.nan, held_count or math.nan  # which TRL leaves out of its means
+        mean_ratio = ratios / count
         self._append_metrics(
             {
                 "loss/policy_avg": policy / processes,
                 "loss/value_avg": value / processes,
-                "policy/approxkl_avg": approx_kl / max(count, 1),
+                "policy/approxkl_avg": approx_kl / count,
                 "val/ratio": mean_ratio,
-                "val/ratio_var": max(squares / max(count, 1) - mean_ratio**2, 0.0),
-                "val/clipfrac_avg": clipped / max(held_count, 1),
+                "val/ratio_var": max(squares / count - mean_ratio**2, 0.0),
+                "val/clipfrac_avg": clipped / held_count,
             }
         )
         metrics = self._metrics["train" if self.model.training else "eval"]

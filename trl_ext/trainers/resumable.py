@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
+from datasets import IterableDataset
 from safetensors import SafetensorError
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -82,6 +83,13 @@ class ResumableMixin(GRPOTrainer):
         if self.state.global_step >= self.state.max_steps:  # resumed from its end: Trainer would make one step more
             self.control.should_training_stop = True
             return
+        resumes = 0 < self.state.global_step == self._initial_global_step
+        if resumes and isinstance(self.train_dataset, IterableDataset) and self.state.epoch >= 1.0:
+            logger.warning(
+                "the checkpoint is of pass %d over an IterableDataset, whose length Trainer does not know: the run "
+                "goes on at the beginning of pass 2, not where it was",
+                int(self.state.epoch) + 1,
+            )
         # TRL's sampler draws each epoch's order from a generator of its own, which begins anew in a resumed run
         generator = getattr(self._train_sampler, "generator", None)
         while generator is not None and self._orders_drawn < epochs_trained:

@@ -17,6 +17,21 @@ from trl_ext.trainers.resumable import ResumableMixin
 
 logger = get_logger(__name__)
 
+_OF_ROLLOUTS = (
+    "per_device_train_batch_size",
+    "steps_per_generation",
+    "num_iterations",
+    "num_generations",
+    "beta",
+    "use_vllm",
+    "vllm_importance_sampling_correction",
+    "loss_aggregation",
+    "kl_coef",
+    "positive_lm_coef",
+    "mode",
+    "rl_loss",
+)
+
 
 class RolloutsMixin(ResumableMixin, GuardedRewardsMixin, LeanUpdateMixin, OptimizingMixin, HeadTilesMixin):
     """Between a trainer of ours and `GRPOTrainer`.
@@ -69,6 +84,7 @@ class RolloutsMixin(ResumableMixin, GuardedRewardsMixin, LeanUpdateMixin, Optimi
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         rollouts = None if used_up else self._buffered_inputs
         state = {"processes": self.accelerator.num_processes, "step": self._step, "rollouts": rollouts}
+        state["made_for"] = self._rollouts_fit()
         state["metrics"] = dict(self._metrics["train"])  # since the last log
         torch.save(state | self._data_state(), self._rollouts_path(checkpoint))
 
@@ -84,8 +100,17 @@ class RolloutsMixin(ResumableMixin, GuardedRewardsMixin, LeanUpdateMixin, Optimi
             logger.warning("%s is missing or of another number of processes: new completions are sampled", path)
             return
         self._step, self._buffered_inputs = state.pop("step"), state.pop("rollouts")
+        fits = self._rollouts_fit()
+        if state.pop("made_for", fits) != fits:
+            logger.warning("%s was made with other options (of %s): new completions are sampled", path, ", ".join(fits))
+            generate_every = self.args.steps_per_generation * self.num_iterations
+            self._step, self._buffered_inputs = -(-self._step // generate_every) * generate_every, None
         self._metrics["train"].update(state.pop("metrics", {}))
         self._load_data_state(state)
+
+    def _rollouts_fit(self) -> dict[str, str]:
+        """The options that say how completions in use are cut and what is computed of them beforehand."""
+        return {name: str(getattr(self.args, name)) for name in _OF_ROLLOUTS if hasattr(self.args, name)}
 
     def _data_state(self) -> dict[str, Any]:
         """What else this process has to keep to go on with the same data."""

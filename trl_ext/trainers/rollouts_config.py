@@ -20,7 +20,7 @@ class RolloutsConfig(OptimizingConfig):
             (docs/lean_update.md).
 
     Raises:
-        ConfigError: `reward_timeout` is not greater than 0.
+        ConfigError: `reward_timeout` is not greater than 0, a count is not at least 1, or a coefficient is negative.
     """
 
     reward_timeout: float | None = field(
@@ -39,4 +39,12 @@ class RolloutsConfig(OptimizingConfig):
     def __post_init__(self) -> None:
         if self.reward_timeout is not None and not self.reward_timeout > 0.0:
             raise ConfigError(f"reward_timeout = {self.reward_timeout}: must be greater than 0, or unset")
+        for name in ("num_iterations", "num_generations", "steps_per_generation", "max_completion_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} = {value}: must be at least 1")
+        for name in ("beta", "epsilon_high"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0.0:  # NaN is not >= 0 either
+                raise ConfigError(f"{name} = {value}: must be a number of at least 0")
         super().__post_init__()
