@@ -10,12 +10,14 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import trl_ext.trainers.hybrid_trainer
@@ -98,15 +100,24 @@ class Run:
         return started
 
     def end(self, *args: Any, **kwargs: Any) -> list[int]:
-        """As `start`, waiting for the end: the exit code of each process."""
+        """As `start`, waiting for the end: the exit code of each process.
+
+        As by torchrun, those that wait for one that has failed are killed in the end.
+        """
         started = self.start(*args, **kwargs)
-        for process in started:
-            process.join(300)
-        codes = [process.exitcode for process in started]
+        running = {process.sentinel for process in started}
+        while running and (ended := wait(running, 60 if self._failed(started) else 300)):
+            running -= set(ended)
+        hang = running and not self._failed(started)
         for process in started:
             process.kill()
-        assert None not in codes, f"a process hangs: {codes}\n{self.said()}"
-        return codes
+            process.join()
+        assert not hang, self.said()
+        return [process.exitcode for process in started]
+
+    @staticmethod
+    def _failed(started: list[ForkServerProcess]) -> bool:
+        return any(process.exitcode for process in started)
 
     def said(self, rank: int = 0) -> str:
         """What the last run of a process wrote to stdout and stderr."""
@@ -218,6 +229,10 @@ def _in_a_log(count: int) -> None:
     _at(json, "dumps", count, dumps)
 
 
+def _in_evaluation(count: int) -> None:
+    _at(transformers.Trainer, "evaluate", count, lambda *args, **kwargs: _die())
+
+
 def _sigterm(count: int) -> None:
     def backward(original: Any, *args: Any, **kwargs: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -234,5 +249,6 @@ MOMENTS = {
     "before rotation": _before_rotation,
     "in rotation": _in_rotation,
     "in a log": _in_a_log,
+    "in evaluation": _in_evaluation,
     "sigterm": _sigterm,
 }

@@ -62,6 +62,17 @@ def test_a_run_that_is_finished_ends_at_once_and_changes_nothing(whole):
     assert all(torch.equal(weights[name], tensor) for name, tensor in whole.weights().items())
 
 
+def test_a_run_killed_when_it_was_trained_measures_what_it_would_have(tiny, tmp_path):
+    options = ["--max_steps", "2", "--measure_prompts", "4"]
+    whole = Run("cispo.py", tiny, tmp_path / "whole", *options)
+    assert whole.end() == [0], whole.said()
+    run = Run("cispo.py", tiny, tmp_path / "run", *options)
+    assert run.end("in evaluation", 2) == [-signal.SIGKILL], run.said()
+    assert run.end() == [0], run.said()
+    assert "out/checkpoint-2 is at step 2 of 2: there was nothing left to train" in run.said()
+    assert_same(run, whole)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("recipe", ["cispo.py", "ppo.py", "hybrid.py"])
 def test_killed_ten_times_at_random_a_run_ends_as_if_it_had_not_been(recipe, tiny, tmp_path):

@@ -73,6 +73,7 @@ class ResumableMixin(GRPOTrainer):
             raise SystemExit(0)
         if checkpoint is not None and self._initial_global_step == step:
             logger.warning("%s is at step %d of %d: there was nothing left to train", checkpoint, step, last)
+            self._load_rng_state(checkpoint)  # an evaluation that follows samples what it would have
         return output
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
