@@ -22,7 +22,7 @@ def test_a_small_run_writes_the_result_its_table_and_its_picture(
     assert {name: len(seconds) for name, seconds in partly["seconds"].items()} == {"trl": 1, "lean": 1}
     assert 0.9 < full["padded_tokens"]["lean"][0] / full["padded_tokens"]["trl"][0] < 1.0
     assert 0.55 < partly["padded_tokens"]["lean"][0] / partly["padded_tokens"]["trl"][0] < 0.6
-    assert capsys.readouterr().out == update.table(result) + "\n"
+    assert capsys.readouterr().out.endswith(update.table(result) + "\n")  # DeepSpeed talks when imported
     assert output.with_suffix(".png").stat().st_size > 5000
 
 
