@@ -23,8 +23,14 @@ CELLS = [(x, y) for x in range(4) for y in range(4)]
 def post(url, token, body):
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        return json.load(reply)
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            if error.code != 429:  # too many requests: a result that is not said again is lost, and its episode waits
+                raise
+            time.sleep(float(error.headers.get("Retry-After", 1)))
 
 
 def distance(one, other):
@@ -59,9 +65,9 @@ def work(url, token, name):
             post(f"{url}/episodes/{episode['lease']}/result", token, result)
             misses = 0
         except urllib.error.HTTPError as error:
-            if error.code not in (429, 503):
+            if error.code != 503:
                 raise
-            time.sleep(0.05)  # there is no episode to play now
+            time.sleep(random.uniform(0.2, 0.6))  # there is no episode to play now
         except (OSError, http.client.HTTPException, openai.APIError) as error:
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             misses += 1
