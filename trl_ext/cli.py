@@ -173,10 +173,11 @@ def _storable(name: str, column: list[Any]) -> list[Any]:
     """A column for Parquet, where one has text or numbers or truth values: anything else as JSON, chats as text."""
     import pyarrow  # type: ignore[import-untyped]
 
+    from trl_ext.agents.environment import encodable
     from trl_ext.rewards.text import as_text
 
     if name in ("completion", "prompt"):
-        return [as_text(value).encode("utf-8", "replace").decode() for value in column]
+        return [encodable(as_text(value)) for value in column]
     try:
         if not pyarrow.types.is_nested(pyarrow.array(column).type):
             return column

@@ -114,10 +114,8 @@ def load_agent_task(agent_args: AgentArguments, model_args: ModelConfig, trainin
     """
     if agent_args.dataset_name != "env":
         raise ConfigError(f"dataset_name = {agent_args.dataset_name!r}: this recipe plays the rows of --env")
-    for name, count, least in (
-        ("episodes", agent_args.episodes, 1), ("heldout_episodes", agent_args.heldout_episodes, 0),
-    ):  # fmt: skip
-        if count < least:
+    for name, least in {"episodes": 1, "heldout_episodes": 0}.items():
+        if (count := getattr(agent_args, name)) < least:
             raise ConfigError(f"{name} = {count}: must be at least {least}")
     environment = environment_of(agent_args)
     rows = environment.rows(agent_args.episodes + agent_args.heldout_episodes, training_args.seed)

@@ -63,8 +63,6 @@ class Worker:
     ):
         if not 1 <= concurrency <= protocol.MOST_EPISODES:
             raise ConfigError(f"concurrency = {concurrency}: must be from 1 to {protocol.MOST_EPISODES}")
-        if step_timeout is not None and not step_timeout > 0:
-            raise ConfigError(f"step_timeout = {step_timeout}: must be greater than 0 (seconds), or None")
         if token is not None:
             check_token(token)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
